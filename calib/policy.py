@@ -1,0 +1,170 @@
+"""Policies: from activation statistics to a `QuantPlan`.
+
+`micromix` is the paper's: channels sorted by magnitude, the split from the threshold shares.
+The uniform policies give every channel one format, in the model's own channel order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmcompile.calib.instrument import WatchedTensor
+from mmcompile.calib.order import Order, channel_order
+from mmcompile.calib.split import Thresholds, split_channels, threshold_ratios
+from mmcompile.calib.stats import ActivationStats, TensorStats
+from mmcompile.errors import UsageError
+from mmcompile.formats import BLOCK_FORMATS, THRESHOLDS, nvfp4_tensor_scale
+from mmcompile.graph import SourceModel
+from mmcompile.plan import (
+    PLAN_VERSION,
+    GroupPlan,
+    LeftAlone,
+    QuantPlan,
+    Segment,
+    format_order,
+)
+from mmcompile.sites import SiteGroup
+
+MICROMIX = "micromix"
+UNIFORM = {name: name for name in BLOCK_FORMATS} | {"mxfp6": "mxfp6_e2m3"}
+POLICIES = (MICROMIX, *UNIFORM)
+GRANULARITIES = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is asked of a plan.
+
+    Attributes:
+        name: one of `POLICIES`.
+        thresholds: MicroMix's threshold setting.
+        factor: λ, by which MicroMix's thresholds are multiplied.
+        granularity: channels that a segment's length is a multiple of.
+        order: how channels are sorted; None is the policy's own.
+        scale_rule: the rule of `formats.THRESHOLDS` for block exponents.
+    """
+
+    name: str = MICROMIX
+    thresholds: Thresholds = Thresholds.CODE
+    factor: float = 1.0
+    granularity: int = 128
+    order: Order | None = None
+    scale_rule: str = "balanced"
+
+    def __post_init__(self) -> None:
+        for option, value, known in (
+            ("--policy", self.name, POLICIES),
+            ("--granularity", self.granularity, GRANULARITIES),
+            ("--scale-rule", self.scale_rule, tuple(THRESHOLDS)),
+        ):
+            if value not in known:
+                choices = ", ".join(map(str, known))
+                raise UsageError("unknown-choice", option, f"no '{value}'", f"use one of {choices}")
+        if not 0 < self.factor < 1e6:
+            remedy = "use a positive number; 1 is the published setting"
+            raise UsageError("bad-lambda", "--lambda", f"{self.factor} is no factor", remedy)
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The thresholds whose exceedances calibration has to count."""
+        if self.name != MICROMIX:
+            return ()
+        return threshold_ratios(self.thresholds, self.factor)
+
+    @property
+    def channel_order(self) -> Order:
+        """How channels are sorted."""
+        if self.order is not None:
+            return self.order
+        return Order.SORTED if self.name == MICROMIX else Order.NATURAL
+
+    def parameters(self) -> dict[str, str | float | int]:
+        """The parameters in force, for the plan and the report."""
+        found: dict[str, str | float | int] = {
+            "granularity": self.granularity,
+            "order": self.channel_order.value,
+            "scale_rule": self.scale_rule,
+        }
+        if self.name == MICROMIX:
+            found |= {"thresholds": self.thresholds.value, "lambda": self.factor}
+        return found
+
+
+def make_plan(
+    groups: Sequence[SiteGroup],
+    stats: ActivationStats,
+    policy: Policy,
+    source: SourceModel,
+    left_alone: Iterable[LeftAlone],
+) -> QuantPlan:
+    """The plan of a model under a policy."""
+    calibration = stats.description + ("" if stats.fit else " (unfit: random numbers)")
+    return QuantPlan(
+        version=PLAN_VERSION,
+        model=source.path.name,
+        policy=policy.name,
+        parameters=policy.parameters(),
+        calibration=calibration,
+        groups=tuple(
+            plan_group(group, stats.tensors[watched_tensor(group).key], policy, source)
+            for group in groups
+        ),
+        left_alone=tuple(left_alone),
+    )
+
+
+def watched_tensor(group: SiteGroup) -> WatchedTensor:
+    """The tensor that a group's statistics are taken from."""
+    return WatchedTensor(group.input, group.in_channels, group.transpose_input)
+
+
+def plan_group(
+    group: SiteGroup, stats: TensorStats, policy: Policy, source: SourceModel
+) -> GroupPlan:
+    """The plan of one group."""
+    order = channel_order(stats.mean_abs, policy.channel_order, policy.granularity)
+    figures = {"tokens": float(stats.tokens), "act_max": float(stats.abs_max.max(initial=0))}
+    if policy.name == MICROMIX:
+        above_low, above_middle = map(stats.exceed_share, policy.ratios)
+        split = split_channels(
+            above_low, above_middle, group.in_channels, policy.granularity
+        )
+        figures |= {"share_above_t4": above_low, "share_above_t6": above_middle}
+        parts = [("mxfp4", split.p4), ("mxfp6_e3m2", split.p6), ("mxfp8", split.p8)]
+    else:
+        parts = [(UNIFORM[policy.name], order.size)]
+    thresholds = THRESHOLDS[policy.scale_rule]
+    segments = tuple(
+        Segment(channels, name, name, thresholds[name], thresholds[name])
+        for name, channels in parts
+        if channels
+    )
+    act_scale = weight_scale = 1.0
+    if any(BLOCK_FORMATS[name].scale == "e4m3" for name, _ in parts):
+        act_scale = nvfp4_tensor_scale(float(stats.abs_max.max(initial=0)))
+        weight_scale = nvfp4_tensor_scale(_weight_amax(group, source))
+    return GroupPlan(
+        name=group.name,
+        input=group.input,
+        nodes=tuple(site.node for site in group.sites),
+        in_channels=group.in_channels,
+        out_channels=tuple(site.out_channels for site in group.sites),
+        order=format_order(order),
+        segments=segments,
+        act_tensor_scale=act_scale,
+        weight_tensor_scale=weight_scale,
+        figures=figures,
+    )
+
+
+def _weight_amax(group: SiteGroup, source: SourceModel) -> float:
+    """Largest finite |w| of all layers of a group; the packer reports what is not finite."""
+    largest = 0.0
+    for site in group.sites:
+        weight = site.read_weight(source)
+        bounds = (float(np.max(weight)), -float(np.min(weight)))
+        largest = max(largest, *(bound for bound in bounds if np.isfinite(bound)), 0.0)
+    return largest

@@ -1,0 +1,22 @@
+"""The user's cache folder: calibration statistics, by the content they were computed from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+VARIABLE = "MMCOMPILE_CACHE_DIR"
+
+
+def cache_folder() -> Path:
+    """`$MMCOMPILE_CACHE_DIR`, else `mmcompile` in the user's cache folder (XDG)."""
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mmcompile"
+
+
+def cache_key(*parts: object) -> str:
+    """A file name that stands for the parts: SHA-256 of their representations."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,134 @@
+"""`mmcompile doctor`: what of the environment is here, what is missing and what that costs."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+import msgspec
+
+from mmcompile.cache import VARIABLE, cache_folder
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was looked for.
+
+    Attributes:
+        name: what.
+        present: whether it is usable.
+        found: version or place, or why it is not usable.
+        cost: what cannot be done without it.
+        remedy: how to get it.
+        required: nothing works without it.
+    """
+
+    name: str
+    present: bool
+    found: str
+    cost: str
+    remedy: str
+    required: bool = False
+
+
+_REQUIRED = ("numpy", "onnx", "onnxruntime", "onnx-graphsurgeon", "polygraphy", "ml_dtypes")
+_OPTIONAL = {
+    "tokenizers": ("no calibration on text files", "pip install 'mmcompile[text]'"),
+    "torch": ("no export from PyTorch", "pip install 'mmcompile[export]'"),
+    "transformers": ("no export of Hugging Face folders", "pip install 'mmcompile[export]'"),
+    "tensorrt": ("no engine on this machine; the ONNX model is complete", "pip install tensorrt"),
+}
+_TOOLS = {
+    "c++": "the native module cannot be built from source",
+    "cmake": "the native module cannot be built from source",
+    "nvcc": "CUDA kernels cannot be compiled here",
+}
+
+
+def examine() -> tuple[Finding, ...]:
+    """Looks at packages, the native module, compilers, the GPU and the cache."""
+    return (
+        Finding("python", True, platform.python_version(), "", "", required=True),
+        *(_package(name, "mmcompile does not work", f"pip install {name}", True)
+          for name in _REQUIRED),
+        _native(),
+        *(_package(name, cost, remedy, False) for name, (cost, remedy) in _OPTIONAL.items()),
+        *(_tool(name, cost) for name, cost in _TOOLS.items()),
+        _gpu(),
+        _cache(),
+    )
+
+
+def findings_json(findings: Sequence[Finding]) -> str:
+    """The findings as a JSON list."""
+    return msgspec.json.encode(findings).decode()
+
+
+def _package(name: str, cost: str, remedy: str, required: bool) -> Finding:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, False, "not installed", cost, remedy, required)
+    return Finding(name, True, version, cost, remedy, required)
+
+
+def _native() -> Finding:
+    cost, remedy = "mmcompile cannot pack weights", "pip install . in the source, or reinstall"
+    try:
+        from mmcompile import _native
+    except ImportError as error:
+        return Finding("native module", False, str(error), cost, remedy, required=True)
+    place = f"{_native.__file__}, {os.cpu_count()} threads"
+    return Finding("native module", True, place, cost, remedy, required=True)
+
+
+def _tool(name: str, cost: str) -> Finding:
+    remedy = f"install {name} and put it on PATH"
+    path = shutil.which(name)
+    if path is None:
+        return Finding(name, False, "not on PATH", cost, remedy)
+    try:
+        output = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=20, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding(name, False, f"{path}: {error}", cost, remedy)
+    lines = [line for line in output.splitlines() if any(c.isdigit() for c in line)]
+    version = next((line for line in lines if "release" in line or "version" in line), None)
+    return Finding(name, True, version or (lines[0] if lines else path), cost, remedy)
+
+
+def _gpu() -> Finding:
+    """The first CUDA device, asked of the driver itself."""
+    name, cost = "NVIDIA GPU", "nothing runs on a GPU here; compiling and verifying work"
+    remedy = "run the compiled model on the machine that has the GPU"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Finding(name, False, "no driver (libcuda.so.1)", cost, remedy)
+    count, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    text = ctypes.create_string_buffer(128)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return Finding(name, False, "the driver finds no device", cost, remedy)
+    driver.cuDeviceGetName(text, len(text), 0)
+    # 75 and 76: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+    driver.cuDeviceGetAttribute(ctypes.byref(major), 75, 0)
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, 0)
+    found = f"{text.value.decode(errors='replace')}, sm_{major.value}{minor.value}"
+    return Finding(name, True, found, cost, remedy)
+
+
+def _cache() -> Finding:
+    folder = cache_folder()
+    cost, remedy = "every run calibrates anew", f"make it writable, or set {VARIABLE}"
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not os.access(nearest, os.W_OK):
+        return Finding("cache", False, f"{folder} cannot be written", cost, remedy)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return Finding("cache", True, f"{folder}, {size / 1e6:.1f} MB", cost, remedy)

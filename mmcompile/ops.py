@@ -1,0 +1,377 @@
+"""The ONNX operator `mmcompile::MicroMixLinear`: its schema, and its meaning as a function.
+
+This is the one definition of the node. The compiler writes nodes after it, the TensorRT plugin's
+creator is tested against it, and every compiled model carries `function_proto`, so that any ONNX
+runtime computes the node from standard operators and anybody can read what it does.
+
+    y = dequantize(quantize(x[order])) · dequantize(weight)ᵀ + bias
+
+The numbers are specified in docs/spec.md. The function needs nothing newer than opset 15; it
+has no access to the bits of a float, so that it takes the power of two below v from two roundings
+(S. M. Rump, "Ultimately Fast Accurate Summation", SIAM J. Sci. Comput. 31(5), 2009, Algorithm
+3.5 for the unit in the first place): with t = fl((2²³ + 1)·v), ufp(v) = t − fl(t·(1 − 2⁻²⁴)).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx.parser
+from onnx import TensorProto, helper, numpy_helper
+
+from mmcompile.formats import BLOCK_FORMATS, E4M3_SCALES, E8M0_SCALES, element_table
+from mmcompile.plan import GroupPlan
+
+DOMAIN = "mmcompile"
+OP_TYPE = "MicroMixLinear"
+OP_VERSION = 1
+PLUGIN_VERSION = "1"
+LAYOUT_VERSION = 1
+"""Version of the packed layout of `weight` and `scales` (docs/spec.md, layout)."""
+
+MIN_OPSET = 15
+MAX_OPSET = 25
+
+
+@dataclass(frozen=True)
+class Field:
+    """An input, output or attribute of the operator; `kind` is its ONNX type."""
+
+    name: str
+    kind: str
+    meaning: str
+
+
+INPUTS = (
+    Field("x", "T[..., K]", "activations; T is float, float16 or bfloat16"),
+    Field("order", "int32[K_pad]", "source channel of every permuted channel; -1 is a zero"),
+    Field("weight", "int8[N, row_bytes]", "packed weight codes in layout `layout_version`"),
+    Field("scales", "int8[N, scale_bytes]", "weight block scales in layout `layout_version`"),
+    Field("bias", "float[N]", "added in fp32 before the one rounding to T"),
+)
+OUTPUTS = (Field("y", "T[..., N]", "the layer's output, rounded once from fp32"),)
+ATTRIBUTES = (
+    Field("segment_channels", "INTS", "channels of every segment; multiples of 32, sum K_pad"),
+    Field("segment_act_formats", "INTS", "id of every segment's activation format"),
+    Field("segment_weight_formats", "INTS", "id of every segment's weight format"),
+    Field("segment_act_thresholds", "FLOATS", "mantissa threshold in [1, 2] of the block exponent"),
+    Field("act_tensor_scale", "FLOAT", "NVFP4 tensor scale of x, a power of two"),
+    Field("weight_tensor_scale", "FLOAT", "NVFP4 tensor scale of the weights, a power of two"),
+    Field("layout_version", "INT", "version of the packed layout"),
+    Field("plugin_version", "STRING", "version of the TensorRT plugin"),
+    Field("plugin_namespace", "STRING", "namespace of the TensorRT plugin"),
+)
+
+
+def node_attributes(group: GroupPlan) -> dict[str, object]:
+    """The attributes of the node that carries out a group's plan, in the schema's order."""
+    segments = group.segments
+    return {
+        "segment_channels": [segment.channels for segment in segments],
+        "segment_act_formats": [segment.activation.id for segment in segments],
+        "segment_weight_formats": [segment.weight.id for segment in segments],
+        "segment_act_thresholds": [float(segment.act_threshold) for segment in segments],
+        "act_tensor_scale": float(group.act_tensor_scale),
+        "weight_tensor_scale": float(group.weight_tensor_scale),
+        "layout_version": LAYOUT_VERSION,
+        "plugin_version": PLUGIN_VERSION,
+        "plugin_namespace": DOMAIN,
+    }
+
+
+def needs_half_blocks(groups: Iterable[GroupPlan]) -> bool:
+    """Whether any activation segment has blocks of 16: `function_proto`'s `half_blocks`."""
+    return any(segment.activation.block == 16 for g in groups for segment in g.segments)
+
+
+def function_proto(opset: int, *, half_blocks: bool) -> onnx.FunctionProto:
+    """The operator's meaning in standard operators of the given opset.
+
+    Args:
+        opset: version of the default ONNX domain in the model, `MIN_OPSET` to `MAX_OPSET`.
+        half_blocks: compute activation scales per 16 channels. Needed where a node of the model
+            quantizes activations to NVFP4; without it the function is smaller and faster.
+    """
+    scales = _SCALES_PER_16 if half_blocks else _SCALES_PER_32
+    body = _LAYOUT + _WEIGHT + _REORDER + scales + _ROUND
+    reduce_max = "ReduceMax <keepdims = 1> ({0}, last_axis)"
+    if opset < 18:  # axes became an input in opset 18
+        reduce_max = "ReduceMax <axes = [-1], keepdims = 1> ({0})"
+    body = re.sub(r"BlockMax \((\w+)\)", lambda match: reduce_max.format(match[1]), body)
+    function = onnx.parser.parse_function(
+        f'<domain: "{DOMAIN}", opset_import: ["": {opset}]>\n'
+        f"{OP_TYPE} <{', '.join(field.name for field in ATTRIBUTES)}>"
+        f" ({', '.join(field.name for field in INPUTS)}) => (y) {{\n{body}}}"
+    )
+    function.doc_string = _DOC
+    logic = list(function.node)
+    del function.node[:]
+    function.node.extend(_constant(name, value) for name, value in _tables().items())
+    function.node.extend(logic)
+    return function
+
+
+def _constant(name: str, value: np.ndarray) -> onnx.NodeProto:
+    tensor = numpy_helper.from_array(np.asarray(value), name)
+    return helper.make_node("Constant", [], [name], value=tensor)
+
+
+def _tables() -> dict[str, np.ndarray]:
+    """The constants of the function: what differs between formats, indexed by format id."""
+    formats = list(BLOCK_FORMATS.values())
+    elements = [fmt.element for fmt in formats]
+    values = {element.name: element_table(element) for element in elements}
+    starts = dict(zip(values, np.cumsum([0, *map(len, values.values())]), strict=False))
+    f32, i32, i64 = np.float32, np.int32, np.int64
+    return {
+        "format_bits": np.array([e.bits for e in elements], i64),
+        "format_block": np.array([fmt.block for fmt in formats], i64),
+        "format_is_nvfp4": np.array([fmt.scale == "e4m3" for fmt in formats]),
+        "format_table_start": np.array([starts[e.name] for e in elements], i32),
+        "format_max": np.array([e.max for e in elements], f32),
+        "format_min_normal": np.array([2.0**e.emin for e in elements], f32),
+        "format_inverse_max_power": np.array([2.0**-e.emax for e in elements], f32),
+        "format_ufp_factor": np.array([(2**23 + 1) * 2.0 ** (23 - e.mantissa_bits) for e in elements], f32),
+        "element_values": np.concatenate(list(values.values())).astype(f32),
+        "scale_values": np.concatenate([E8M0_SCALES, E4M3_SCALES]).astype(f32),
+        "zero": np.array(0, i64),
+        "one": np.array(1, i64),
+        "two": np.array(2, i64),
+        "block": np.array(32, i64),
+        "half_block": np.array(16, i64),
+        "eight": np.array(8, i64),
+        "byte_range": np.array(256, i32),
+        "first_axis": np.array([0], i64),
+        "last_axis": np.array([-1], i64),
+        "one_zero_row": np.array([0, 0, 1, 0], i64),
+        "pair": np.array([2], i64),
+        "single": np.array([1], i64),
+        "unit": np.array(1, f32),
+        "double": np.array(2, f32),
+        "nothing": np.array(0, f32),
+        "ufp_factor": np.array(2**23 + 1, f32),
+        "ufp_remainder": np.array(1 - 2.0**-24, f32),
+        "rounding_factor": np.array(1.5, f32),
+        "huge": np.array(2.0**64, f32),
+        "shrink": np.array(2.0**-64, f32),
+        "min_scale": np.array(2.0**-127, f32),
+        "sixth": np.array(f32(1) / f32(6), f32),
+        "e4m3_max": np.array(448, f32),
+        "e4m3_min_normal": np.array(2.0**-6, f32),
+        "e4m3_rounding": np.array(1.5 * 2.0**20, f32),
+    }
+
+
+_DOC = """Linear layer whose input channels are quantized in mixed block formats (MicroMix).
+x is reordered by `order`, quantized segment by segment, and multiplied with the packed weight;
+the products are summed in fp32, bias is added, and the sum is rounded once to the type of x.
+TensorRT takes the plugin of the same name instead of this function."""
+
+# Which segment, formats and bits belong to every permuted channel. All of it is constant.
+_LAYOUT = """
+    channels = Constant <value_ints: ints = @segment_channels> ()
+    act_formats = Constant <value_ints: ints = @segment_act_formats> ()
+    weight_formats = Constant <value_ints: ints = @segment_weight_formats> ()
+    act_thresholds = Constant <value_floats: floats = @segment_act_thresholds> ()
+    act_tensor_scale_value = Constant <value_float: float = @act_tensor_scale> ()
+    weight_tensor_scale_value = Constant <value_float: float = @weight_tensor_scale> ()
+    order_shape = Shape (order)
+    padded_channels = Squeeze (order_shape, first_axis)
+    channel = Range (zero, padded_channels, one)
+    segment_end = CumSum (channels, zero)
+    segment_start = Sub (segment_end, channels)
+    channel_column = Unsqueeze (channel, last_axis)
+    before_end = Less (channel_column, segment_end)
+    behind_end = Not (before_end)
+    segments_behind = Cast <to = 7> (behind_end)
+    segment = ReduceSum <keepdims = 0> (segments_behind, last_axis)
+"""
+
+# The weight as float[K_pad, N]: codes from a little-endian bit stream, times their block scale.
+_WEIGHT = """
+    weight_format = Gather (weight_formats, segment)
+    code_bits = Gather (format_bits, weight_format)
+    bit_end = CumSum (code_bits, zero)
+    bit_start = Sub (bit_end, code_bits)
+    byte_index = Div (bit_start, eight)
+    byte_start = Mul (byte_index, eight)
+    code_shift = Sub (bit_start, byte_start)
+    weight_shape = Shape (weight)
+    row_bytes_1 = Gather (weight_shape, last_axis)
+    last_byte = Sub (row_bytes_1, one)
+    following_byte = Add (byte_index, one)
+    next_byte_index = Min (following_byte, last_byte)
+    weight_int = Cast <to = 6> (weight)
+    weight_unsigned = Mod (weight_int, byte_range)
+    weight_columns = Transpose <perm = [1, 0]> (weight_unsigned)
+    low_byte = Gather <axis = 0> (weight_columns, byte_index)
+    high_byte = Gather <axis = 0> (weight_columns, next_byte_index)
+    high_part = Mul (high_byte, byte_range)
+    word = Add (low_byte, high_part)
+    shift_power = Pow (two, code_shift)
+    shift_int = Cast <to = 6> (shift_power)
+    shift_column = Unsqueeze (shift_int, last_axis)
+    shifted = Div (word, shift_column)
+    mask_power = Pow (two, code_bits)
+    mask_int = Cast <to = 6> (mask_power)
+    mask_column = Unsqueeze (mask_int, last_axis)
+    code = Mod (shifted, mask_column)
+    table_start = Gather (format_table_start, weight_format)
+    table_start_column = Unsqueeze (table_start, last_axis)
+    table_index = Add (code, table_start_column)
+    element = Gather (element_values, table_index)
+
+    segment_weight_block = Gather (format_block, weight_formats)
+    segment_scales = Div (channels, segment_weight_block)
+    scale_end = CumSum (segment_scales, zero)
+    scale_start = Sub (scale_end, segment_scales)
+    first_scale = Gather (scale_start, segment)
+    first_channel = Gather (segment_start, segment)
+    channel_in_segment = Sub (channel, first_channel)
+    channel_block = Gather (segment_weight_block, segment)
+    block_in_segment = Div (channel_in_segment, channel_block)
+    scale_index = Add (first_scale, block_in_segment)
+    scales_int = Cast <to = 6> (scales)
+    scales_unsigned = Mod (scales_int, byte_range)
+    scale_columns = Transpose <perm = [1, 0]> (scales_unsigned)
+    scale_code = Gather <axis = 0> (scale_columns, scale_index)
+    weight_is_nvfp4 = Gather (format_is_nvfp4, weight_format)
+    weight_nvfp4_int = Cast <to = 6> (weight_is_nvfp4)
+    scale_table_start = Mul (weight_nvfp4_int, byte_range)
+    scale_table_column = Unsqueeze (scale_table_start, last_axis)
+    scale_table_index = Add (scale_code, scale_table_column)
+    block_scale = Gather (scale_values, scale_table_index)
+    channel_weight_scale = Where (weight_is_nvfp4, weight_tensor_scale_value, unit)
+    weight_scale_column = Unsqueeze (channel_weight_scale, last_axis)
+    weight_scale = Mul (block_scale, weight_scale_column)
+    dequantized_weight = Mul (element, weight_scale)
+"""
+
+# The activations as float[M, K_pad] in the permuted order. Rows of the transpose are gathered,
+# since gathering columns moves four bytes at a time; the added row of zeros serves order = -1.
+_REORDER = """
+    x_float = Cast <to = 1> (x)
+    x_rows = Flatten <axis = -1> (x_float)
+    x_columns = Transpose <perm = [1, 0]> (x_rows)
+    x_padded = Pad (x_columns, one_zero_row)
+    x_ordered = Gather <axis = 0> (x_padded, order)
+    x_permuted = Transpose <perm = [1, 0]> (x_ordered)
+    permuted_shape = Shape (x_permuted)
+    rows = Gather (permuted_shape, first_axis)
+    block_1 = Reshape (block, last_axis)
+    blocks_1 = Div (order_shape, block_1)
+    block_channel = Range (zero, padded_channels, block)
+    block_segment = Gather (segment, block_channel)
+    block_format = Gather (act_formats, block_segment)
+    threshold = Gather (act_thresholds, block_segment)
+    threshold_column = Unsqueeze (threshold, last_axis)
+    inverse_max_power = Gather (format_inverse_max_power, block_format)
+    inverse_max_power_column = Unsqueeze (inverse_max_power, last_axis)
+"""
+
+# E8M0: the power of two below amax, over the format's largest power of two, doubled where amax's
+# mantissa exceeds the threshold. Huge amax is shrunk first, as (2^23 + 1) times it must not overflow.
+_E8M0_SCALE = """
+    is_huge = Greater (amax, huge)
+    shrink_factor = Where (is_huge, shrink, unit)
+    grow_factor = Where (is_huge, huge, unit)
+    amax_safe = Mul (amax, shrink_factor)
+    amax_product = Mul (amax_safe, ufp_factor)
+    amax_remainder = Mul (amax_product, ufp_remainder)
+    amax_power = Sub (amax_product, amax_remainder)
+    amax_limit = Mul (amax_power, threshold_column)
+    rounds_up = Greater (amax_safe, amax_limit)
+    round_up_factor = Where (rounds_up, double, unit)
+    scale_power = Mul (amax_power, inverse_max_power_column)
+    scale_grown = Mul (scale_power, grow_factor)
+    scale_rounded = Mul (scale_grown, round_up_factor)
+    e8m0_scale = Max (scale_rounded, min_scale)
+"""
+
+_SCALES_PER_32 = f"""
+    block_shape = Concat <axis = 0> (rows, blocks_1, block_1)
+    x_blocks = Reshape <allowzero = 1> (x_permuted, block_shape)
+    x_magnitude = Abs (x_blocks)
+    amax = BlockMax (x_magnitude)
+{_E8M0_SCALE}
+    inverse_scale = Div (unit, e8m0_scale)
+    scale = Identity (e8m0_scale)
+    parameter_shape = Concat <axis = 0> (blocks_1, block_1)
+"""
+
+# Blocks of 16 throughout: a block of 32 is a pair of them that shares the larger amax.
+_SCALES_PER_16 = f"""
+    half_block_1 = Reshape (half_block, last_axis)
+    half_blocks_1 = Mul (blocks_1, pair)
+    block_shape = Concat <axis = 0> (rows, half_blocks_1, half_block_1)
+    x_blocks = Reshape <allowzero = 1> (x_permuted, block_shape)
+    x_magnitude = Abs (x_blocks)
+    half_amax = BlockMax (x_magnitude)
+    pair_shape = Concat <axis = 0> (rows, blocks_1, pair)
+    amax_pairs = Reshape <allowzero = 1> (half_amax, pair_shape)
+    amax = BlockMax (amax_pairs)
+{_E8M0_SCALE}
+    sixth_of_unit = Div (sixth, act_tensor_scale_value)
+    nvfp4_ratio = Mul (amax_pairs, sixth_of_unit)
+    nvfp4_clamped = Min (nvfp4_ratio, e4m3_max)
+    nvfp4_floor = Max (nvfp4_clamped, e4m3_min_normal)
+    nvfp4_product = Mul (nvfp4_floor, ufp_factor)
+    nvfp4_remainder = Mul (nvfp4_product, ufp_remainder)
+    nvfp4_power = Sub (nvfp4_product, nvfp4_remainder)
+    nvfp4_rounder = Mul (nvfp4_power, e4m3_rounding)
+    nvfp4_raised = Add (nvfp4_clamped, nvfp4_rounder)
+    nvfp4_code = Sub (nvfp4_raised, nvfp4_rounder)
+    nvfp4_finite = Mul (nvfp4_code, act_tensor_scale_value)
+    nvfp4_nonfinite = Mul (amax_pairs, nothing)
+    nvfp4_scale = Add (nvfp4_finite, nvfp4_nonfinite)
+    act_is_nvfp4 = Gather (format_is_nvfp4, block_format)
+    act_is_nvfp4_column = Unsqueeze (act_is_nvfp4, last_axis)
+    pair_scale = Where (act_is_nvfp4_column, nvfp4_scale, e8m0_scale)
+    scale_shape = Concat <axis = 0> (rows, half_blocks_1, single)
+    scale = Reshape <allowzero = 1> (pair_scale, scale_shape)
+    scale_is_zero = Equal (scale, nothing)
+    safe_scale = Where (scale_is_zero, unit, scale)
+    inverse_or_unit = Div (unit, safe_scale)
+    inverse_scale = Where (scale_is_zero, nothing, inverse_or_unit)
+    parameter_shape = Concat <axis = 0> (half_blocks_1, half_block_1)
+"""
+
+# Nearest even onto the grid: adding and subtracting 1.5 * 2^23 grid steps rounds at the step. The
+# step is that of the power of two below |v|, or of the smallest normal.
+_ROUND = """
+    channel_format = Gather (act_formats, segment)
+    channel_max = Gather (format_max, channel_format)
+    channel_min_normal = Gather (format_min_normal, channel_format)
+    channel_ufp_factor = Gather (format_ufp_factor, channel_format)
+    largest = Reshape (channel_max, parameter_shape)
+    smallest = Neg (largest)
+    min_normal = Reshape (channel_min_normal, parameter_shape)
+    step_factor = Reshape (channel_ufp_factor, parameter_shape)
+    v = Mul (x_blocks, inverse_scale)
+    v_below = Min (v, largest)
+    v_clamped = Max (v_below, smallest)
+    v_magnitude = Abs (v_clamped)
+    v_normal = Max (v_magnitude, min_normal)
+    v_product = Mul (v_normal, step_factor)
+    v_remainder = Mul (v_product, ufp_remainder)
+    v_power = Sub (v_product, v_remainder)
+    rounder = Mul (v_power, rounding_factor)
+    raised = Add (v_clamped, rounder)
+    rounded = Sub (raised, rounder)
+    x_dequantized = Mul (rounded, scale)
+    matrix_shape = Concat <axis = 0> (rows, order_shape)
+    dequantized_x = Reshape <allowzero = 1> (x_dequantized, matrix_shape)
+
+    product = MatMul (dequantized_x, dequantized_weight)
+    biased = Add (product, bias)
+    y_rows = CastLike (biased, x)
+    x_shape = Shape (x)
+    leading = Slice (x_shape, first_axis, last_axis)
+    bias_shape = Shape (bias)
+    y_shape = Concat <axis = 0> (leading, bias_shape)
+    y = Reshape <allowzero = 1> (y_rows, y_shape)
+"""

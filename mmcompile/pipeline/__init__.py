@@ -1,0 +1,1 @@
+"""The pipeline: stages of `compile_model`, one file each, joined in `compile`."""

@@ -1,0 +1,276 @@
+"""`QuantPlan`: the whole quantization decision for one model, as versioned JSON.
+
+A plan names, for every group of linear layers that read the same tensor, the channel order, the
+list of segments and the figures that led to them. It is all that a recompile needs: no
+calibration data. The file is made to be read, edited and diffed: one group is one block of
+lines, its channel order is one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from mmcompile.errors import UsageError
+from mmcompile.formats import BLOCK_FORMATS, BlockFormat, block_format
+
+PLAN_VERSION = 1
+PADDING = -1
+"""Entry of a channel order that stands for a channel of zeros."""
+
+IntArray = npt.NDArray[np.int32]
+
+
+class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A run of permuted input channels that share their formats.
+
+    Attributes:
+        channels: length of the run, a multiple of 32.
+        act_format: name of the activations' `BlockFormat`.
+        weight_format: name of the weights' `BlockFormat`.
+        act_threshold: mantissa threshold in [1, 2] above which the activations' block exponent
+            is one larger; 2 is OCP's rule (docs/spec.md, block scale).
+        weight_threshold: the same for the weights.
+    """
+
+    channels: int
+    act_format: str
+    weight_format: str
+    act_threshold: float
+    weight_threshold: float
+
+    @property
+    def activation(self) -> BlockFormat:
+        """The activations' format."""
+        return block_format(self.act_format)
+
+    @property
+    def weight(self) -> BlockFormat:
+        """The weights' format."""
+        return block_format(self.weight_format)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of packed weight codes per output channel."""
+        return self.channels * self.weight.element.bits // 8
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of packed weight scales per output channel."""
+        return self.channels // self.weight.block
+
+
+class GroupPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What becomes of one group of linears that read the same tensor.
+
+    Attributes:
+        name: name of the `MicroMixLinear` node that replaces the group.
+        input: name of the tensor that the group reads.
+        nodes: names of the MatMul or Gemm nodes, in the order of their rows in the packed weight.
+        in_channels: K, the input channels.
+        out_channels: N of each node.
+        order: the channel order as decimal numbers in one line; position → source channel.
+        segments: the split of the ordered channels; their lengths sum to the order's length.
+        act_tensor_scale: NVFP4 tensor scale of the activations, a power of two.
+        weight_tensor_scale: NVFP4 tensor scale of the weights, a power of two.
+        figures: what calibration measured about the group, for people; no stage reads it.
+    """
+
+    name: str
+    input: str
+    nodes: tuple[str, ...]
+    in_channels: int
+    out_channels: tuple[int, ...]
+    order: str
+    segments: tuple[Segment, ...]
+    act_tensor_scale: float = 1.0
+    weight_tensor_scale: float = 1.0
+    figures: dict[str, float] = {}
+
+    def channel_order(self) -> IntArray:
+        """The order as int32[K_pad]; `PADDING` marks channels of zeros."""
+        return np.array(self.order.split(), dtype=np.int32)
+
+    @property
+    def padded_channels(self) -> int:
+        """K_pad: channels after padding."""
+        return sum(segment.channels for segment in self.segments)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of packed weight codes per output channel."""
+        return sum(segment.row_bytes for segment in self.segments)
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of packed weight scales per output channel."""
+        return sum(segment.scale_bytes for segment in self.segments)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of codes and scales of all the group's weights."""
+        return sum(self.out_channels) * (self.row_bytes + self.scale_bytes)
+
+    def weight_bits(self) -> float:
+        """Mean bits per real weight, scales and padding included."""
+        return 8 * (self.row_bytes + self.scale_bytes) / self.in_channels
+
+    def act_bits(self) -> float:
+        """Mean bits per real activation element, scales and padding included."""
+        bits = sum(
+            s.channels * (s.activation.element.bits + 8 / s.activation.block) for s in self.segments
+        )
+        return bits / self.in_channels
+
+
+class LeftAlone(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A candidate that is not rewritten, with the reason."""
+
+    node: str
+    code: str
+    reason: str
+
+
+class QuantPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The decision for one model.
+
+    Attributes:
+        version: `PLAN_VERSION`.
+        model: file name of the model that was planned.
+        policy: name of the policy.
+        parameters: the policy's parameters, as they were used.
+        calibration: description of the calibration data, and whether it is fit for use.
+        groups: one entry per `MicroMixLinear` node, in graph order.
+        left_alone: the candidates that keep their precision.
+    """
+
+    version: int
+    model: str
+    policy: str
+    parameters: dict[str, str | float | int]
+    calibration: str
+    groups: tuple[GroupPlan, ...]
+    left_alone: tuple[LeftAlone, ...] = ()
+
+    def mean_weight_bits(self) -> float:
+        """Mean bits per weight over all groups, scales and padding included; 0 without groups."""
+        weights = sum(group.in_channels * sum(group.out_channels) for group in self.groups)
+        return 8 * sum(group.packed_bytes for group in self.groups) / max(1, weights)
+
+    def digest(self) -> str:
+        """SHA-256 of the decision (groups only), as hex: equal plans pack equal bytes."""
+        bare = [msgspec.structs.replace(group, figures={}) for group in self.groups]
+        return hashlib.sha256(msgspec.json.encode(bare)).hexdigest()
+
+
+def format_order(order: npt.ArrayLike) -> str:
+    """A channel order as `GroupPlan.order` holds it."""
+    return " ".join(map(str, np.asarray(order).tolist()))
+
+
+def dump_plan(plan: QuantPlan) -> str:
+    """The plan as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(plan), indent=2).decode() + "\n"
+
+
+def load_plan(path: Path) -> QuantPlan:
+    """Reads and checks a plan file.
+
+    Raises:
+        UsageError: the file is missing, is no plan, or says something impossible.
+    """
+    remedy = "give a plan.json that mmcompile wrote, or edit it within docs/plan.md"
+    try:
+        plan = msgspec.json.decode(path.read_bytes(), type=QuantPlan)
+    except OSError as error:
+        raise UsageError("plan-unreadable", path, error.strerror or str(error), remedy) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError("plan-malformed", path, str(error), remedy) from error
+    if plan.version != PLAN_VERSION:
+        reason = f"plan version {plan.version}, this mmcompile reads version {PLAN_VERSION}"
+        raise UsageError("plan-version", path, reason, "plan the model again with this version")
+    names = [group.name for group in plan.groups]
+    if len(set(names)) != len(names):
+        raise UsageError("plan-malformed", path, "two groups share a name", remedy)
+    for group in plan.groups:
+        if problem := _problem(group):
+            raise UsageError("plan-inconsistent", f"{path}, group {group.name}", problem, remedy)
+    return plan
+
+
+def _problem(group: GroupPlan) -> str | None:
+    """What is impossible about a group, or None."""
+    try:
+        order = group.channel_order()
+    except (ValueError, OverflowError):
+        return "its channel order holds something that is no 32-bit integer"
+    for segment in group.segments:
+        for name in (segment.act_format, segment.weight_format):
+            if name not in BLOCK_FORMATS:
+                return f"unknown format '{name}'; known are {', '.join(BLOCK_FORMATS)}"
+        if segment.channels <= 0 or segment.channels % 32:
+            return f"a segment of {segment.channels} channels; lengths are multiples of 32"
+        if not all(1 <= t <= 2 for t in (segment.act_threshold, segment.weight_threshold)):
+            return "a scale threshold outside [1, 2]"
+    if group.in_channels <= 0 or min(group.out_channels, default=0) <= 0:
+        return "a channel count that is not positive"
+    if len(group.nodes) != len(group.out_channels):
+        return "as many out_channels as nodes are needed"
+    if order.size != group.padded_channels:
+        return f"{order.size} channels in the order, {group.padded_channels} in the segments"
+    if not np.array_equal(np.sort(order[order != PADDING]), np.arange(group.in_channels)):
+        return f"its order is no permutation of 0..{group.in_channels - 1} and {PADDING}s"
+    for scale in (group.act_tensor_scale, group.weight_tensor_scale):
+        if not scale > 0 or not np.isfinite(scale) or np.frexp(scale)[0] != 0.5:
+            return f"tensor scale {scale} is no positive power of two"
+        if not 2.0**-100 <= scale <= 2.0**100:
+            return f"tensor scale {scale} is outside 2^-100..2^100"
+    return None
+
+
+def diff_plans(old: QuantPlan, new: QuantPlan) -> list[str]:
+    """The differences between two plans, one readable line each; empty where they decide alike."""
+    lines = []
+    if old.policy != new.policy:
+        lines.append(f"policy: {old.policy} → {new.policy}")
+    before = {group.name: group for group in old.groups}
+    after = {group.name: group for group in new.groups}
+    for name in dict.fromkeys(itertools.chain(before, after)):
+        if name not in after:
+            lines.append(f"{name}: no longer rewritten")
+        elif name not in before:
+            lines.append(f"{name}: now rewritten, {describe_split(after[name])}")
+        else:
+            lines.extend(f"{name}: {change}" for change in _changes(before[name], after[name]))
+    return lines
+
+
+def describe_split(group: GroupPlan) -> str:
+    """A split as text, e.g. `256×mxfp4 + 128×mxfp8`; `a/w` where the two sides differ."""
+    parts = []
+    for segment in group.segments:
+        formats = segment.act_format
+        if segment.weight_format != segment.act_format:
+            formats += f"/{segment.weight_format}"
+        parts.append(f"{segment.channels}×{formats}")
+    return " + ".join(parts)
+
+
+def _changes(old: GroupPlan, new: GroupPlan) -> list[str]:
+    changes = []
+    if old.nodes != new.nodes or old.input != new.input:
+        changes.append("covers other nodes")
+    if old.segments != new.segments:
+        changes.append(f"{describe_split(old)} → {describe_split(new)}")
+    moved = old.order.split() != new.order.split()
+    if moved:
+        changes.append("another channel order")
+    for side in ("act_tensor_scale", "weight_tensor_scale"):
+        if getattr(old, side) != getattr(new, side):
+            changes.append(f"{side} {getattr(old, side):g} → {getattr(new, side):g}")
+    return changes

@@ -1,0 +1,254 @@
+"""The report as a few tables in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from mmcompile.report.model import LayerReport, Report, VerificationReport
+from mmcompile.report.summary import (
+    Totals,
+    bits_text,
+    bytes_text,
+    change_text,
+    cosine_text,
+    count_text,
+    decibel_text,
+    figure_text,
+    format_pair,
+    layer_kinds,
+    layer_labels,
+    layer_totals,
+    percent_text,
+    plain_text,
+    reason_groups,
+    report_totals,
+    seconds_text,
+    verdict,
+    worst_first,
+)
+
+MOST_LAYERS = 40
+"""Most layers that are listed one by one without `verbose`."""
+WORST_LAYERS = 20
+NAME_WIDTH = 44
+NODES_SHOWN = 3
+
+
+def print_summary(report: Report, console: Console, verbose: bool) -> None:
+    """Prints what a reader needs to judge a run.
+
+    Args:
+        report: the report.
+        console: where to print.
+        verbose: list every layer, every node left alone and every stage.
+    """
+    totals = report_totals(report)
+    _print_heading(report, console)
+    if not report.calibration.fit:
+        _print_unfit(report, console)
+    _print_layers(report, console, verbose)
+    _print_totals(report, totals, console)
+    _print_left_alone(report, console, verbose)
+    if report.verification is not None:
+        _print_verification(report.verification, console, verbose)
+    _print_cost(report, console, verbose)
+
+
+def _print_heading(report: Report, console: Console) -> None:
+    line = Text.assemble(
+        (plain_text(report.model.path), "bold"),
+        f" for {plain_text(report.target.name)}, policy {plain_text(report.policy.name)}",
+    )
+    console.print(line)
+
+
+def _print_unfit(report: Report, console: Console) -> None:
+    text = Text.assemble(
+        (plain_text(report.calibration.description), "bold"),
+        "\nThe plan rests on data that says nothing about real use. Expect a less accurate model"
+        " than these figures show, and calibrate with real inputs before you ship it.",
+    )
+    title = Text("CALIBRATION IS NOT FIT FOR USE", style="bold")
+    console.print(Panel(text, title=title, style="red", box=box.HEAVY, expand=False))
+
+
+def _print_layers(report: Report, console: Console, verbose: bool) -> None:
+    if not report.layers:
+        console.print(Text("No linear layer was rewritten.", style="bold yellow"))
+        return
+    labels = layer_labels(report.layers)
+    if verbose or len(report.layers) <= MOST_LAYERS:
+        console.print(_layer_table("Layers", report.layers, labels, verbose))
+        return
+    console.print(_kind_table(report, labels))
+    worst = worst_first(report.layers)[:WORST_LAYERS]
+    title = f"The {len(worst)} layers with the lowest output SQNR, of {len(report.layers)}"
+    console.print(_layer_table(title, worst, labels, verbose))
+
+
+def _layer_table(
+    title: str, layers: Sequence[LayerReport], labels: dict[str, str], verbose: bool
+) -> Table:
+    """One row per layer, with its channels per pair of formats."""
+    table = _table(title, left=("Layer",))
+    pairs = [(x.act_format, x.weight_format, x.label) for x in layer_totals(layers, 0).split]
+    numbers = ["K", "N", *(label.replace("_", "\n").replace(" / ", "\n") for *_, label in pairs)]
+    numbers += ["W bits", "A bits", "Output SQNR"]
+    for heading in [*numbers, "W SQNR", "Size"] if verbose else numbers:
+        table.add_column(heading, justify="right", vertical="bottom")
+    for layer in layers:
+        channels = dict.fromkeys(pairs, 0)
+        for segment in layer.segments:
+            label = format_pair(segment.act_format, segment.weight_format)
+            channels[segment.act_format, segment.weight_format, label] += segment.channels
+        name = labels[layer.name]
+        cells = [
+            str(layer.in_channels),
+            str(sum(layer.out_channels)),
+            *(str(count or "") for count in channels.values()),
+            bits_text(layer.weight_bits),
+            bits_text(layer.act_bits),
+            decibel_text(layer.output_sqnr_db),
+        ]
+        if verbose:
+            cells += [decibel_text(layer.weight_sqnr_db), bytes_text(layer.bytes_after)]
+        table.add_row(Text(name if verbose else _tail(name)), *cells)
+    return table
+
+
+def _kind_table(report: Report, labels: dict[str, str]) -> Table:
+    table = _table("Layers by kind", left=("Kind",))
+    for heading in ("Layers", "W bits", "A bits", "Size", "Lowest output SQNR"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for kind in layer_kinds(report.layers, labels):
+        totals = kind.totals()
+        table.add_row(
+            Text(_tail(kind.name)),
+            count_text(len(kind.layers)),
+            bits_text(totals.weight_bits),
+            bits_text(totals.act_bits),
+            bytes_text(totals.bytes_after),
+            decibel_text(totals.worst.output_sqnr_db if totals.worst else None),
+        )
+    return table
+
+
+def _print_totals(report: Report, totals: Totals, console: Console) -> None:
+    model = report.model
+    change = " ".join(change_text(model.bytes_before, model.bytes_after))
+    size = f"{bytes_text(model.bytes_before)} → {bytes_text(model.bytes_after)} ({change})"
+    size += ", estimated" if model.estimated else ""
+    linears = f"{count_text(totals.linears)} of {count_text(totals.candidates)}"
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("Model size", Text(size, style="bold"))
+    grid.add_row("Linear layers rewritten", f"{linears} in {count_text(len(report.layers))} groups")
+    grid.add_row("Mean bits per weight", bits_text(totals.weight_bits))
+    grid.add_row("Mean bits per activation", bits_text(totals.act_bits))
+    if totals.split:
+        shares = ", ".join(f"{percent_text(part.share)} {part.label}" for part in totals.split)
+        grid.add_row("Weights by format", Text(shares))
+    console.print(grid)
+
+
+def _print_left_alone(report: Report, console: Console, verbose: bool) -> None:
+    if not report.left_alone:
+        return
+    table = _table("Left alone", left=("Reason", "Nodes"))
+    table.add_column("Count", justify="right")
+    for group in reason_groups(report.left_alone):
+        for reason, nodes in group.reasons:
+            cause = Text.assemble((plain_text(group.code), "bold"), f": {plain_text(reason)}")
+            table.add_row(cause, _node_list(nodes, verbose), count_text(len(nodes)))
+    console.print(table)
+
+
+def _node_list(nodes: Sequence[str], verbose: bool) -> Text:
+    shown = nodes if verbose else nodes[:NODES_SHOWN]
+    lines = [plain_text(node) if verbose else _tail(plain_text(node)) for node in shown]
+    if len(nodes) > len(shown):
+        lines.append(f"and {len(nodes) - len(shown)} more")
+    return Text("\n".join(lines))
+
+
+def _print_verification(result: VerificationReport, console: Console, verbose: bool) -> None:
+    table = _table("Verification: compiled model against the original", left=("Output", "Type"))
+    headings = ("Mean cosine", "Min cosine", "SQNR", "Max |error|", "KL (nats)", "Top-1")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for output in result.outputs:
+        table.add_row(
+            Text(plain_text(output.name)),
+            Text(plain_text(output.dtype)),
+            cosine_text(output.cosine_mean),
+            cosine_text(output.cosine_min),
+            decibel_text(output.sqnr_db),
+            figure_text(output.max_abs_error),
+            figure_text(output.kl_divergence_nats),
+            percent_text(output.top1_agreement),
+        )
+    if result.outputs:
+        console.print(table)
+    found = verdict(result)
+    style = {"good": "bold green", "bad": "bold red", "open": "bold"}[found.state]
+    demand = f" ({plain_text(result.threshold)})" if result.threshold else ""
+    outcome = Text.assemble("Verification: ", (found.text, style), demand)
+    if result.outputs:
+        outcome.append(f"; {result.samples} samples, {plain_text(result.inputs)}")
+        outcome.append(f"; {plain_text(result.measured_on)}")
+    console.print(outcome)
+    if result.first_bad_layer is not None:
+        name = plain_text(result.first_bad_layer)
+        console.print(Text(f"First layer out of bounds: {name}", style="red"))
+    if result.note:
+        console.print(Text(plain_text(result.note)))
+    if verbose and result.layers:
+        layers = _table("Layers inside the compiled model", left=("Layer",))
+        layers.add_column("Cosine", justify="right")
+        layers.add_column("SQNR", justify="right")
+        for layer in result.layers:
+            label = Text(plain_text(layer.name))
+            layers.add_row(label, cosine_text(layer.cosine), decibel_text(layer.sqnr_db))
+        console.print(layers)
+
+
+def _print_cost(report: Report, console: Console, verbose: bool) -> None:
+    if verbose and report.stages:
+        table = _table("Stages", left=("Stage",))
+        table.add_column("Time", justify="right")
+        for stage in report.stages:
+            table.add_row(Text(plain_text(stage.name)), seconds_text(stage.seconds))
+        console.print(table)
+    parts = []
+    if report.stages:
+        parts.append(f"{seconds_text(sum(stage.seconds for stage in report.stages))} in all")
+    if report.peak_memory_bytes is not None:
+        parts.append(f"peak memory {bytes_text(report.peak_memory_bytes)}")
+    if not report.target.executed:
+        parts.append(f"nothing was run on {plain_text(report.target.name)}")
+    if parts:
+        line = ", ".join(parts)
+        console.print(Text(line[0].upper() + line[1:] + "."))
+
+
+def _table(title: str, left: Sequence[str]) -> Table:
+    heading = Text(title, style="bold")
+    table = Table(
+        title=heading,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for name in left:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _tail(name: str) -> str:
+    return name if len(name) <= NAME_WIDTH else "…" + name[1 - NAME_WIDTH :]

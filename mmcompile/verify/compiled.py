@@ -1,0 +1,98 @@
+"""Reads the `MicroMixLinear` nodes back from a compiled model: what is verified is what was written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+import numpy as np
+import onnx
+
+from mmcompile import ops
+from mmcompile.errors import UnsupportedModelError
+from mmcompile.formats import BLOCK_FORMATS
+from mmcompile.graph import SourceModel
+from mmcompile.packed import PackedLinear
+from mmcompile.plan import PADDING, GroupPlan, Segment, format_order
+
+
+@dataclass(frozen=True)
+class CompiledNode:
+    """A node with the tensors that leave it, the Split after it looked through."""
+
+    name: str
+    outputs: tuple[str, ...]
+    node: onnx.NodeProto
+
+
+def compiled_nodes(model: SourceModel) -> tuple[CompiledNode, ...]:
+    """All `MicroMixLinear` nodes of a model in graph order."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found = []
+    for node in model.proto.graph.node:
+        if node.op_type != ops.OP_TYPE or node.domain != ops.DOMAIN:
+            continue
+        outputs = tuple(node.output)
+        following = readers.get(outputs[0], [])
+        if len(following) == 1 and following[0].name == f"{node.name}.split":
+            outputs = tuple(following[0].output)
+        found.append(CompiledNode(node.name, outputs, node))
+    return tuple(found)
+
+
+def read_nodes(model: SourceModel) -> Iterator[tuple[CompiledNode, GroupPlan, PackedLinear]]:
+    """Every node with its plan and its constants, one at a time.
+
+    Raises:
+        UnsupportedModelError: a node is of another version, or its constants do not fit.
+    """
+    formats = list(BLOCK_FORMATS)
+    for compiled in compiled_nodes(model):
+        node = compiled.node
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        remedy = "compile the original model with this version of mmcompile"
+        if attributes.get("layout_version") != ops.LAYOUT_VERSION:
+            reason = f"layout version {attributes.get('layout_version')} is not known"
+            raise UnsupportedModelError("layout-version", f"node {node.name}", reason, remedy)
+        try:
+            order, weight, scales, bias = (model.weights.read(name) for name in node.input[1:5])
+            segments = tuple(
+                Segment(channels, formats[act], formats[weights], threshold, 2.0)
+                for channels, act, weights, threshold in zip(
+                    attributes["segment_channels"],
+                    attributes["segment_act_formats"],
+                    attributes["segment_weight_formats"],
+                    attributes["segment_act_thresholds"],
+                    strict=True,
+                )
+            )
+            plan = GroupPlan(
+                name=node.name,
+                input=node.input[0],
+                nodes=(node.name,),
+                in_channels=int(np.count_nonzero(order != PADDING)),
+                out_channels=(weight.shape[0],),
+                order=format_order(order),
+                segments=segments,
+                act_tensor_scale=attributes["act_tensor_scale"],
+                weight_tensor_scale=attributes["weight_tensor_scale"],
+            )
+            shapes = (order.shape, weight.shape, scales.shape, bias.shape)
+            rows = weight.shape[0]
+            expected = (
+                (plan.padded_channels,),
+                (rows, plan.row_bytes),
+                (rows, plan.scale_bytes),
+                (rows,),
+            )
+            if shapes != expected:
+                raise ValueError(f"its constants are {shapes}, its attributes ask for {expected}")
+        except (KeyError, ValueError, IndexError) as error:
+            where = f"node {node.name}"
+            raise UnsupportedModelError("node-malformed", where, str(error), remedy) from error
+        yield compiled, plan, PackedLinear(order, weight, scales, bias, math.nan)

@@ -1,0 +1,131 @@
+"""One layer at a time: its error on real activations, and its node against the specification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from mmcompile import ops
+from mmcompile.graph import SourceModel
+from mmcompile.packed import PackedLinear, dequantize_activations, dequantize_weight
+from mmcompile.plan import GroupPlan
+from mmcompile.session import open_session
+from mmcompile.sites import SiteGroup
+from mmcompile.verify.metrics import cosine, decibel
+
+F32 = npt.NDArray[np.float32]
+MEASURED_ROWS = 64
+"""Token rows that a layer's error is measured on."""
+_UNIT_ROUNDOFF = {
+    TensorProto.FLOAT: 0.0,
+    TensorProto.FLOAT16: 2.0**-11,
+    TensorProto.BFLOAT16: 2.0**-8,
+}
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Error of one layer's output on sampled activations, all its predecessors being exact."""
+
+    output_sqnr_db: float
+    output_cosine: float
+
+
+def layer_error(
+    sites: SiteGroup, plan: GroupPlan, packed: PackedLinear, rows: F32, source: SourceModel
+) -> LayerError | None:
+    """What quantizing one layer does to its output on sampled rows[R, K]; None without rows."""
+    rows = rows[:MEASURED_ROWS]
+    if not rows.size:
+        return None
+    outputs = []
+    for site in sites.sites:
+        weight = site.read_weight(source).astype(np.float32, copy=False)
+        outputs.append(rows @ (weight if site.channels_first else weight.T))
+    exact = np.concatenate(outputs, axis=1)
+    quantized = dequantize_activations(rows, plan) @ dequantize_weight(packed, plan).T
+    error = (quantized - exact).astype(np.float64)
+    signal = float((exact.astype(np.float64) ** 2).sum())
+    return LayerError(decibel(signal, float((error**2).sum())), cosine(exact, quantized))
+
+
+def node_excess(
+    plan: GroupPlan, packed: PackedLinear, rows: F32, elem_type: int, opset: int
+) -> float:
+    """How far ONNX Runtime's result of the node is from the specification, in units of the bound.
+
+    The reference is the float64 product of the operands that the packed bytes and the
+    specification define. n fp32 additions in any order err by at most n·u / (1 − n·u) times the
+    sum of magnitudes (N. Higham, Accuracy and Stability of Numerical Algorithms, 4.2), u = 2⁻²⁴,
+    n = K_pad + 2 with one rounding per product and the bias; rounding to a 16-bit output type
+    adds its own unit roundoff. A node is right where the answer is at most 1.
+    """
+    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+    typed = rows.astype(dtype)
+    actual = _run(plan, packed, typed, elem_type, opset)
+    x = dequantize_activations(typed.astype(np.float32), plan).astype(np.float64)
+    weight = dequantize_weight(packed, plan).astype(np.float64)
+    exact = x @ weight.T + packed.bias
+    steps = plan.padded_channels + 2
+    gamma = steps * 2.0**-24 / (1 - steps * 2.0**-24)
+    bound = gamma * (np.abs(x) @ np.abs(weight).T + np.abs(packed.bias)) + steps * 2.0**-149
+    bound += _UNIT_ROUNDOFF[elem_type] * (np.abs(exact) + bound)
+    if elem_type == TensorProto.FLOAT16:  # half a step of its subnormals
+        bound += 2.0**-25
+    return float(np.max(np.abs(actual.astype(np.float64) - exact) / bound, initial=0.0))
+
+
+def _run(
+    plan: GroupPlan,
+    packed: PackedLinear,
+    rows: npt.NDArray[np.generic],
+    elem_type: int,
+    opset: int,
+) -> npt.NDArray[np.generic]:
+    constants = {
+        "order": packed.order,
+        "weight": packed.weight,
+        "scales": packed.scales,
+        "bias": packed.bias,
+    }
+    node = helper.make_node(
+        ops.OP_TYPE,
+        ["x", *constants],
+        ["y"],
+        name=plan.name,
+        domain=ops.DOMAIN,
+        **ops.node_attributes(plan),
+    )
+    # The bytes of bfloat16 pass through the runtime's Python interface as float32.
+    before = [helper.make_node("Cast", ["x_float"], ["x"], to=elem_type)]
+    after = [helper.make_node("Cast", ["y"], ["y_float"], to=TensorProto.FLOAT)]
+    graph = helper.make_graph(
+        [*before, node, *after],
+        plan.name,
+        [helper.make_tensor_value_info("x_float", TensorProto.FLOAT, ["M", plan.in_channels])],
+        [helper.make_tensor_value_info("y_float", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[
+            helper.make_opsetid("", opset),
+            helper.make_opsetid(ops.DOMAIN, ops.OP_VERSION),
+        ],
+        functions=[ops.function_proto(opset, half_blocks=ops.needs_half_blocks([plan]))],
+        ir_version=10,
+    )
+    return _first_output(model, rows)
+
+
+def _first_output(
+    model: onnx.ModelProto, rows: npt.NDArray[np.generic]
+) -> npt.NDArray[np.generic]:
+    from pathlib import Path
+
+    session = open_session(model, Path())
+    return np.asarray(session.run(None, {"x_float": rows.astype(np.float32)})[0])

@@ -1,0 +1,28 @@
+"""Fixtures that several test files share."""
+
+import fcntl
+import os
+
+import pytest
+
+from tests.models import export_small_model
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """`exported(name)` is the path of a small model's ONNX file, made once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+    root.mkdir(exist_ok=True)
+
+    def export(name):
+        for package in ("torch", "transformers", "onnxscript"):
+            pytest.importorskip(package, reason=f"exports need {package}")
+        folder = root / name
+        folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            model = folder / "model.onnx"
+            return model if model.exists() else export_small_model(name, folder)
+
+    return export
