@@ -54,8 +54,10 @@ def collect(
         UnsupportedModelError: the model cannot run, or an activation is NaN or infinite.
         UsageError: the data does not fit the model, or holds no real token.
     """
+    if not watched:
+        return ActivationStats({}, data.description, data.fit, masked_tokens=0)
     instrumented = instrument(skeleton, watched, ratios, ROWS_PER_SAMPLE)
-    session = open_session(instrumented, source.path.resolve().parent)
+    session = open_session(instrumented, source.folder)
     names = [output_name(tensor.key, field) for tensor in watched for field in OUTPUTS]
     random = np.random.default_rng(seed)
     merged: dict[str, TensorStats] = {}
@@ -76,7 +78,7 @@ def collect(
             _check_finite(stats, tensor.name, skeleton, number)
             before = merged.get(tensor.key)
             merged[tensor.key] = merge(before, stats, ROW_LIMIT) if before else stats
-    if not merged and watched:
+    if not merged:
         raise UsageError(
             "no-samples",
             data.description,
@@ -90,7 +92,8 @@ def token_mask(sample: Sample) -> np.ndarray:
     """bool[tokens] of the sample's real tokens, in the order of its flattened ids."""
     mask = sample.get("attention_mask")
     if mask is not None and mask.ndim == 2:
-        return mask.reshape(-1) != 0
+        real: np.ndarray = mask.reshape(-1) != 0
+        return real
     return np.ones(_tokens(sample), bool)
 
 

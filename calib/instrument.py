@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -118,6 +119,7 @@ class _Builder:
             "axis_rows": np.array([0], np.int64),
             "axis_channels": np.array([1], np.int64),
             "row_limit": np.array([rows_per_sample], np.int64),
+            "no_counts": np.array([], np.int64),
         }.items():
             tensor = numpy_helper.from_array(value, f"mmcompile.{name}")
             self._graph.initializer.append(tensor)
@@ -164,6 +166,8 @@ class _Builder:
 
     def _exceedances(self, magnitude: str) -> str:
         """Per ratio, the number of elements above ratio · their token's maximum."""
+        if not self._ratios:
+            return "mmcompile.no_counts"
         peak = self._reduce("ReduceMax", magnitude, "axis_channels", keepdims=1)
         counts = []
         for number, ratio in enumerate(self._ratios):
@@ -202,14 +206,12 @@ class _Builder:
     def _out(self, tensor: WatchedTensor, statistic: str, value: str) -> None:
         self._append("Identity", [value], [output_name(tensor.key, statistic)])
 
-    def _node(self, op: str, inputs: list[str], name: str, **attributes: object) -> str:
+    def _node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
         output = f"{self._scope}.{name}"
         self._append(op, inputs, [output], **attributes)
         return output
 
-    def _append(
-        self, op: str, inputs: list[str], outputs: list[str], **attributes: object
-    ) -> None:
+    def _append(self, op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
         self._graph.node.append(
             helper.make_node(op, inputs, outputs, name=f"make.{outputs[0]}", **attributes)
         )

@@ -129,9 +129,7 @@ def plan_group(
     figures = {"tokens": float(stats.tokens), "act_max": float(stats.abs_max.max(initial=0))}
     if policy.name == MICROMIX:
         above_low, above_middle = map(stats.exceed_share, policy.ratios)
-        split = split_channels(
-            above_low, above_middle, group.in_channels, policy.granularity
-        )
+        split = split_channels(above_low, above_middle, group.in_channels, policy.granularity)
         figures |= {"share_above_t4": above_low, "share_above_t6": above_middle}
         parts = [("mxfp4", split.p4), ("mxfp6_e3m2", split.p6), ("mxfp8", split.p8)]
     else:

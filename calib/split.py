@@ -3,9 +3,9 @@
 An element may be rounded to a format where that errs no more than INT8 would, whose error is
 bounded by max|x| / 254 for a token's largest magnitude. The largest such element is
 
-    T(format) = 2^bias · 2^(mantissa bits) / max · max|x| / 254                     (`paper`)
+    T(format) = 2^bias · 2^(bits − 1) / max · max|x| / 254                          (`paper`)
 
-with the format's exponent bias, its mantissa bits and its largest value. The authors' code
+with the format's exponent bias, the bits of its elements and its largest value. The authors' code
 uses larger thresholds, the ratio of the formats' ranges (`code`):
 
     T(E2M1) = 448 / 6 / 2^10 · max|x|        T(E3M2) = 448 / 28 / 2^6 · max|x|

@@ -8,6 +8,7 @@ data can be calibrated apart.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,17 @@ import numpy.typing as npt
 from mmcompile.errors import UsageError
 
 STATS_VERSION = 1
+
+_READ_ERRORS = (
+    OSError,
+    EOFError,
+    KeyError,
+    RuntimeError,  # zipfile: encrypted, or an unknown compression
+    TypeError,  # an array file instead of an archive of arrays
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -162,7 +174,7 @@ class ActivationStats:
                     name: _read(archive, index)
                     for index, name in enumerate(archive["names"].tolist())
                 }
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except _READ_ERRORS as error:
             remedy = "calibrate again; `mmcompile calibrate` writes this file"
             raise UsageError("stats-unreadable", path, str(error), remedy) from error
         return cls(tensors, description, bool(fit), int(masked))

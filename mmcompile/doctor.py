@@ -53,8 +53,10 @@ def examine() -> tuple[Finding, ...]:
     """Looks at packages, the native module, compilers, the GPU and the cache."""
     return (
         Finding("python", True, platform.python_version(), "", "", required=True),
-        *(_package(name, "mmcompile does not work", f"pip install {name}", True)
-          for name in _REQUIRED),
+        *(
+            _package(name, "mmcompile does not work", f"pip install {name}", True)
+            for name in _REQUIRED
+        ),
         _native(),
         *(_package(name, cost, remedy, False) for name, (cost, remedy) in _OPTIONAL.items()),
         *(_tool(name, cost) for name, cost in _TOOLS.items()),

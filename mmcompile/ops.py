@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx.parser
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from mmcompile.formats import BLOCK_FORMATS, E4M3_SCALES, E8M0_SCALES, element_table
 from mmcompile.plan import GroupPlan
@@ -135,7 +135,9 @@ def _tables() -> dict[str, np.ndarray]:
         "format_max": np.array([e.max for e in elements], f32),
         "format_min_normal": np.array([2.0**e.emin for e in elements], f32),
         "format_inverse_max_power": np.array([2.0**-e.emax for e in elements], f32),
-        "format_ufp_factor": np.array([(2**23 + 1) * 2.0 ** (23 - e.mantissa_bits) for e in elements], f32),
+        "format_ufp_factor": np.array(
+            [(2**23 + 1) * 2.0 ** (23 - e.mantissa_bits) for e in elements], f32
+        ),
         "element_values": np.concatenate(list(values.values())).astype(f32),
         "scale_values": np.concatenate([E8M0_SCALES, E4M3_SCALES]).astype(f32),
         "zero": np.array(0, i64),
@@ -146,12 +148,11 @@ def _tables() -> dict[str, np.ndarray]:
         "eight": np.array(8, i64),
         "byte_range": np.array(256, i32),
         "first_axis": np.array([0], i64),
+        "same": np.array([0], i64),  # in Reshape: the dimension that was there
         "last_axis": np.array([-1], i64),
-        "one_zero_row": np.array([0, 0, 1, 0], i64),
         "pair": np.array([2], i64),
-        "single": np.array([1], i64),
         "unit": np.array(1, f32),
-        "double": np.array(2, f32),
+        "half": np.array(0.5, f32),
         "nothing": np.array(0, f32),
         "ufp_factor": np.array(2**23 + 1, f32),
         "ufp_remainder": np.array(1 - 2.0**-24, f32),
@@ -252,54 +253,67 @@ _WEIGHT = """
 """
 
 # The activations as float[M, K_pad] in the permuted order. Rows of the transpose are gathered,
-# since gathering columns moves four bytes at a time; the added row of zeros serves order = -1.
+# since gathering columns moves four bytes at a time. Padding reads channel 0 times zero; where
+# that is NaN or infinite, the row's answer is NaN in any case.
 _REORDER = """
     x_float = Cast <to = 1> (x)
     x_rows = Flatten <axis = -1> (x_float)
     x_columns = Transpose <perm = [1, 0]> (x_rows)
-    x_padded = Pad (x_columns, one_zero_row)
-    x_ordered = Gather <axis = 0> (x_padded, order)
-    x_permuted = Transpose <perm = [1, 0]> (x_ordered)
-    permuted_shape = Shape (x_permuted)
-    rows = Gather (permuted_shape, first_axis)
+    zero_int = Cast <to = 6> (zero)
+    is_padding = Less (order, zero_int)
+    is_channel = Not (is_padding)
+    channel_mask = Cast <to = 1> (is_channel)
+    source_channel = Max (order, zero_int)
+    x_ordered = Gather <axis = 0> (x_columns, source_channel)
+    x_unmasked = Transpose <perm = [1, 0]> (x_ordered)
+    x_permuted = Mul (x_unmasked, channel_mask)
     block_1 = Reshape (block, last_axis)
     blocks_1 = Div (order_shape, block_1)
     block_channel = Range (zero, padded_channels, block)
     block_segment = Gather (segment, block_channel)
     block_format = Gather (act_formats, block_segment)
     threshold = Gather (act_thresholds, block_segment)
-    threshold_column = Unsqueeze (threshold, last_axis)
+    half_threshold = Mul (threshold, half)
     inverse_max_power = Gather (format_inverse_max_power, block_format)
-    inverse_max_power_column = Unsqueeze (inverse_max_power, last_axis)
 """
 
+# Two-dimensional, since ONNX Runtime is slow where a scalar meets a last axis of length one; by
+# Reshape, since its ReduceMax leaves the shape of an empty tensor as it was.
 # E8M0: the power of two below amax, over the format's largest power of two, doubled where amax's
-# mantissa exceeds the threshold. Huge amax is shrunk first, as (2^23 + 1) times it must not overflow.
+# mantissa exceeds the threshold. (2^23 + 1) times amax must not overflow: the power is the product
+# of those of min(amax, 2^64) and of max(amax / 2^64, 1).
 _E8M0_SCALE = """
-    is_huge = Greater (amax, huge)
-    shrink_factor = Where (is_huge, shrink, unit)
-    grow_factor = Where (is_huge, huge, unit)
-    amax_safe = Mul (amax, shrink_factor)
-    amax_product = Mul (amax_safe, ufp_factor)
-    amax_remainder = Mul (amax_product, ufp_remainder)
-    amax_power = Sub (amax_product, amax_remainder)
-    amax_limit = Mul (amax_power, threshold_column)
-    rounds_up = Greater (amax_safe, amax_limit)
-    round_up_factor = Where (rounds_up, double, unit)
-    scale_power = Mul (amax_power, inverse_max_power_column)
-    scale_grown = Mul (scale_power, grow_factor)
-    scale_rounded = Mul (scale_grown, round_up_factor)
+    amax_low = Min (amax, huge)
+    low_product = Mul (amax_low, ufp_factor)
+    low_remainder = Mul (low_product, ufp_remainder)
+    low_power = Sub (low_product, low_remainder)
+    amax_shrunk = Mul (amax, shrink)
+    amax_high = Max (amax_shrunk, unit)
+    high_product = Mul (amax_high, ufp_factor)
+    high_remainder = Mul (high_product, ufp_remainder)
+    high_power = Sub (high_product, high_remainder)
+    amax_power = Mul (low_power, high_power)
+    half_amax_value = Mul (amax, half)
+    amax_half_limit = Mul (amax_power, half_threshold)
+    rounds_up = Greater (half_amax_value, amax_half_limit)
+    round_up = Cast <to = 1> (rounds_up)
+    round_up_factor = Add (round_up, unit)
+    scale_power = Mul (amax_power, inverse_max_power)
+    scale_rounded = Mul (scale_power, round_up_factor)
     e8m0_scale = Max (scale_rounded, min_scale)
 """
 
 _SCALES_PER_32 = f"""
-    block_shape = Concat <axis = 0> (rows, blocks_1, block_1)
-    x_blocks = Reshape <allowzero = 1> (x_permuted, block_shape)
+    block_shape = Concat <axis = 0> (same, blocks_1, block_1)
+    x_blocks = Reshape (x_permuted, block_shape)
     x_magnitude = Abs (x_blocks)
-    amax = BlockMax (x_magnitude)
+    amax_column = BlockMax (x_magnitude)
+    amax_shape = Concat <axis = 0> (same, blocks_1)
+    amax = Reshape (amax_column, amax_shape)
 {_E8M0_SCALE}
-    inverse_scale = Div (unit, e8m0_scale)
-    scale = Identity (e8m0_scale)
+    e8m0_inverse = Reciprocal (e8m0_scale)
+    inverse_scale = Unsqueeze (e8m0_inverse, last_axis)
+    scale = Unsqueeze (e8m0_scale, last_axis)
     parameter_shape = Concat <axis = 0> (blocks_1, block_1)
 """
 
@@ -307,16 +321,20 @@ _SCALES_PER_32 = f"""
 _SCALES_PER_16 = f"""
     half_block_1 = Reshape (half_block, last_axis)
     half_blocks_1 = Mul (blocks_1, pair)
-    block_shape = Concat <axis = 0> (rows, half_blocks_1, half_block_1)
-    x_blocks = Reshape <allowzero = 1> (x_permuted, block_shape)
+    block_shape = Concat <axis = 0> (same, half_blocks_1, half_block_1)
+    x_blocks = Reshape (x_permuted, block_shape)
     x_magnitude = Abs (x_blocks)
-    half_amax = BlockMax (x_magnitude)
-    pair_shape = Concat <axis = 0> (rows, blocks_1, pair)
-    amax_pairs = Reshape <allowzero = 1> (half_amax, pair_shape)
-    amax = BlockMax (amax_pairs)
+    half_amax_column = BlockMax (x_magnitude)
+    half_shape = Concat <axis = 0> (same, half_blocks_1)
+    half_amax = Reshape (half_amax_column, half_shape)
+    pair_shape = Concat <axis = 0> (same, blocks_1, pair)
+    amax_pairs = Reshape (half_amax, pair_shape)
+    amax_column = BlockMax (amax_pairs)
+    amax_shape = Concat <axis = 0> (same, blocks_1)
+    amax = Reshape (amax_column, amax_shape)
 {_E8M0_SCALE}
     sixth_of_unit = Div (sixth, act_tensor_scale_value)
-    nvfp4_ratio = Mul (amax_pairs, sixth_of_unit)
+    nvfp4_ratio = Mul (half_amax, sixth_of_unit)
     nvfp4_clamped = Min (nvfp4_ratio, e4m3_max)
     nvfp4_floor = Max (nvfp4_clamped, e4m3_min_normal)
     nvfp4_product = Mul (nvfp4_floor, ufp_factor)
@@ -326,17 +344,23 @@ _SCALES_PER_16 = f"""
     nvfp4_raised = Add (nvfp4_clamped, nvfp4_rounder)
     nvfp4_code = Sub (nvfp4_raised, nvfp4_rounder)
     nvfp4_finite = Mul (nvfp4_code, act_tensor_scale_value)
-    nvfp4_nonfinite = Mul (amax_pairs, nothing)
+    nvfp4_nonfinite = Mul (half_amax, nothing)
     nvfp4_scale = Add (nvfp4_finite, nvfp4_nonfinite)
+    nvfp4_pairs = Reshape (nvfp4_scale, pair_shape)
+    e8m0_column = Unsqueeze (e8m0_scale, last_axis)
     act_is_nvfp4 = Gather (format_is_nvfp4, block_format)
     act_is_nvfp4_column = Unsqueeze (act_is_nvfp4, last_axis)
-    pair_scale = Where (act_is_nvfp4_column, nvfp4_scale, e8m0_scale)
-    scale_shape = Concat <axis = 0> (rows, half_blocks_1, single)
-    scale = Reshape <allowzero = 1> (pair_scale, scale_shape)
-    scale_is_zero = Equal (scale, nothing)
-    safe_scale = Where (scale_is_zero, unit, scale)
-    inverse_or_unit = Div (unit, safe_scale)
-    inverse_scale = Where (scale_is_zero, nothing, inverse_or_unit)
+    pair_scale = Where (act_is_nvfp4_column, nvfp4_pairs, e8m0_column)
+    half_scale = Reshape (pair_scale, half_shape)
+    scale_is_zero = Equal (half_scale, nothing)
+    zero_scale = Cast <to = 1> (scale_is_zero)
+    scale_is_nonzero = Not (scale_is_zero)
+    nonzero_scale = Cast <to = 1> (scale_is_nonzero)
+    safe_scale = Add (half_scale, zero_scale)
+    safe_inverse = Reciprocal (safe_scale)
+    half_inverse = Mul (safe_inverse, nonzero_scale)
+    inverse_scale = Unsqueeze (half_inverse, last_axis)
+    scale = Unsqueeze (half_scale, last_axis)
     parameter_shape = Concat <axis = 0> (half_blocks_1, half_block_1)
 """
 
@@ -363,8 +387,8 @@ _ROUND = """
     raised = Add (v_clamped, rounder)
     rounded = Sub (raised, rounder)
     x_dequantized = Mul (rounded, scale)
-    matrix_shape = Concat <axis = 0> (rows, order_shape)
-    dequantized_x = Reshape <allowzero = 1> (x_dequantized, matrix_shape)
+    matrix_shape = Concat <axis = 0> (same, order_shape)
+    dequantized_x = Reshape (x_dequantized, matrix_shape)
 
     product = MatMul (dequantized_x, dequantized_weight)
     biased = Add (product, bias)

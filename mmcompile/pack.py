@@ -7,6 +7,7 @@ quantizes and packs them in one pass over their bytes.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -60,11 +61,10 @@ def _pack_site(
     scales: npt.NDArray[np.uint8],
 ) -> npt.NDArray[np.float64]:
     """Packs one layer's rows; returns the sums of w² and of squared error per segment."""
-    weight = site.read_weight(source)
+    weight: Any = site.read_weight(source)
     is_bfloat16 = weight.dtype == ml_dtypes.bfloat16
     return _native.quantize_pack(
         weight.view(np.uint16) if is_bfloat16 else weight,
-        is_bfloat16,
         site.channels_first,
         order,
         native_segments(plan.segments, "weight"),
@@ -72,6 +72,7 @@ def _pack_site(
         codes,
         scales,
         THREADS,
+        bf16=is_bfloat16,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,10 @@ class PackedLinear:
     scales: npt.NDArray[np.int8]
     bias: npt.NDArray[np.float32]
     weight_sqnr_db: float
+
+    def constants(self) -> tuple[npt.NDArray[Any], ...]:
+        """The node's constant inputs, in the order of `ops.INPUTS`."""
+        return (self.order, self.weight, self.scales, self.bias)
 
 
 def dequantize_weight(packed: PackedLinear, plan: GroupPlan) -> npt.NDArray[np.float32]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -186,24 +187,35 @@ def load_plan(path: Path) -> QuantPlan:
     """
     remedy = "give a plan.json that mmcompile wrote, or edit it within docs/plan.md"
     try:
-        plan = msgspec.json.decode(path.read_bytes(), type=QuantPlan)
+        content = path.read_bytes()
+        version = msgspec.json.decode(content, type=_Versioned).version
+        if version != PLAN_VERSION:
+            reason = f"plan version {version}, this mmcompile reads version {PLAN_VERSION}"
+            raise UsageError("plan-version", path, reason, "plan the model again with this version")
+        plan = msgspec.json.decode(content, type=QuantPlan)
     except OSError as error:
         raise UsageError("plan-unreadable", path, error.strerror or str(error), remedy) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError("plan-malformed", path, str(error), remedy) from error
-    if plan.version != PLAN_VERSION:
-        reason = f"plan version {plan.version}, this mmcompile reads version {PLAN_VERSION}"
-        raise UsageError("plan-version", path, reason, "plan the model again with this version")
-    names = [group.name for group in plan.groups]
-    if len(set(names)) != len(names):
-        raise UsageError("plan-malformed", path, "two groups share a name", remedy)
+    for what, names in (
+        ("groups share the name", [group.name for group in plan.groups]),
+        ("groups hold the node", [node for group in plan.groups for node in group.nodes]),
+    ):
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise UsageError("plan-inconsistent", path, f"two {what} {twice[0]}", remedy)
     for group in plan.groups:
-        if problem := _problem(group):
+        if problem := find_problem(group):
             raise UsageError("plan-inconsistent", f"{path}, group {group.name}", problem, remedy)
     return plan
 
 
-def _problem(group: GroupPlan) -> str | None:
+class _Versioned(msgspec.Struct):
+    """What plans of all versions have in common."""
+
+    version: int
+
+
+def find_problem(group: GroupPlan) -> str | None:
     """What is impossible about a group, or None."""
     try:
         order = group.channel_order()
@@ -265,12 +277,17 @@ def _changes(old: GroupPlan, new: GroupPlan) -> list[str]:
     changes = []
     if old.nodes != new.nodes or old.input != new.input:
         changes.append("covers other nodes")
-    if old.segments != new.segments:
+    if (old.in_channels, old.out_channels) != (new.in_channels, new.out_channels):
+        changes.append("other channel counts")
+    if describe_split(old) != describe_split(new):
         changes.append(f"{describe_split(old)} → {describe_split(new)}")
-    moved = old.order.split() != new.order.split()
-    if moved:
+    elif old.segments != new.segments:
+        changes.append("other scale thresholds")
+    if old.order.split() != new.order.split():
         changes.append("another channel order")
-    for side in ("act_tensor_scale", "weight_tensor_scale"):
-        if getattr(old, side) != getattr(new, side):
-            changes.append(f"{side} {getattr(old, side):g} → {getattr(new, side):g}")
+    changes += [
+        f"{side} {getattr(old, side):g} → {getattr(new, side):g}"
+        for side in ("act_tensor_scale", "weight_tensor_scale")
+        if getattr(old, side) != getattr(new, side)
+    ]
     return changes

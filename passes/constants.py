@@ -34,21 +34,28 @@ class ConstantFinder:
             tensor.name: tensor for tensor in graph.initializer if tensor.name not in fed
         }
         self._producers = {name: node for node in graph.node for name in node.output if name}
+        self._defaults = {tensor.name for tensor in graph.initializer if tensor.name in fed}
         self._is_constant = functools.cache(self._derive)
 
     def is_constant(self, name: str) -> bool:
         """Whether the tensor's value is known before any input is."""
-        return bool(name) and self._is_constant(name, 0)
+        return bool(name) and self._is_constant(name, False, 0)
 
-    def _derive(self, name: str, depth: int) -> bool:
-        if name in self._initializers:
+    def is_replaceable(self, name: str) -> bool:
+        """Whether the tensor is constant as long as no caller feeds inputs that have defaults."""
+        return bool(name) and self._is_constant(name, True, 0) and not self.is_constant(name)
+
+    def _derive(self, name: str, with_defaults: bool, depth: int) -> bool:
+        if name in self._initializers or (with_defaults and name in self._defaults):
             return True
         node = self._producers.get(name)
         if node is None or node.domain not in ("", "ai.onnx") or depth > _LONGEST_CHAIN:
             return False
         if node.op_type not in TRANSPARENT_OPS:
             return False
-        return all(self._is_constant(value, depth + 1) for value in node.input if value)
+        return all(
+            self._is_constant(value, with_defaults, depth + 1) for value in node.input if value
+        )
 
     def source(self, name: str) -> tuple[ConstantSource, bool] | None:
         """The constant behind a tensor.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -30,6 +30,7 @@ REASONS = {
     "two-activations": "multiplies two activations, as attention does; it has no weight",
     "two-constants": "has no activation; its product is a constant",
     "constant-left": "its weight is the left operand; the layer would have to be transposed",
+    "weight-is-input": "its weight is also an input, which a caller may set",
     "subgraph": "lies inside an If, Loop or Scan body, which is not rewritten",
     "function": "lies inside a model-local function, which is not rewritten; inline it first",
     "weight-rank": "its weight is not two-dimensional",
@@ -49,6 +50,7 @@ _FOREIGN = frozenset(
 )
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _SHAPE_ONLY = frozenset("Identity Cast Reshape Squeeze Unsqueeze Flatten Transpose Slice".split())
+_WITH_CONSTANT = frozenset(("Add", "Sub", "Mul", "Div"))
 MIN_IN_CHANNELS = 32
 MIN_OUT_CHANNELS = 16
 
@@ -82,7 +84,8 @@ def find_linears(source: SourceModel, selection: Selection) -> Linears:
     sites: list[LinearSite] = []
     left: list[LeftAlone] = []
     for node in source.proto.graph.node:
-        left.extend(_buried(node))
+        for body in _bodies(node):
+            left.extend(_leave(name, "subgraph") for name in _buried(body.node, node.name))
         if node.op_type in _FOREIGN:
             left.append(_leave(node.name, "already-quantized"))
         elif node.op_type in _CANDIDATES and node.domain in ("", "ai.onnx"):
@@ -92,11 +95,7 @@ def find_linears(source: SourceModel, selection: Selection) -> Linears:
             else:
                 left.append(_leave(node.name, found))
     for function in source.proto.functions:
-        left.extend(
-            _leave(f"{function.name}/{node.name or node.op_type}", "function")
-            for node in function.node
-            if node.op_type in _CANDIDATES
-        )
+        left.extend(_leave(name, "function") for name in _buried(function.node, function.name))
     return Linears(tuple(sites), tuple(left))
 
 
@@ -104,13 +103,14 @@ def _leave(node: str, code: str) -> LeftAlone:
     return LeftAlone(node, code, REASONS[code])
 
 
-def _buried(node: onnx.NodeProto) -> Iterator[LeftAlone]:
-    """Candidates inside the bodies of a control-flow node."""
-    for body in _bodies(node):
-        for inner in body.node:
-            if inner.op_type in _CANDIDATES:
-                yield _leave(f"{node.name}/{inner.name or inner.op_type}", "subgraph")
-            yield from _buried(inner)
+def _buried(nodes: Iterable[onnx.NodeProto], scope: str) -> Iterator[str]:
+    """Names of the candidates in a body or function and, inside these, in further bodies."""
+    for node in nodes:
+        name = f"{scope}/{node.name or node.op_type}"
+        if node.op_type in _CANDIDATES:
+            yield name
+        for body in _bodies(node):
+            yield from _buried(body.node, name)
 
 
 def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -137,10 +137,11 @@ class _Search:
     def examine(self, node: onnx.NodeProto) -> LinearSite | str:
         """The linear that a candidate is, or the reason code why it is none."""
         left, right = (self._constants.is_constant(name) for name in node.input[:2])
-        if left or not right:
-            return "two-constants" if left and right else (
-                "constant-left" if left else "two-activations"
-            )
+        if left:
+            return "two-constants" if right else "constant-left"
+        if not right:
+            replaceable = self._constants.is_replaceable(node.input[1])
+            return "weight-is-input" if replaceable else "two-activations"
         site = self._gemm(node) if node.op_type == "Gemm" else self._matmul(node)
         if isinstance(site, str):
             return site
@@ -253,17 +254,25 @@ class _Search:
         return None
 
     def _leads_to_output(self, name: str) -> bool:
-        """Whether a tensor becomes a graph output through operators of shape and type only."""
+        """Whether a tensor becomes a graph output through operators of shape and type only.
+
+        A bias or a factor on the way, by a constant, makes no difference.
+        """
         pending, seen = [name], {name}
         while pending:
             name = pending.pop()
             if name in self._outputs:
                 return True
             for node in self._consumers.get(name, []):
-                if node.op_type in _SHAPE_ONLY and node.input[0] == name:
+                if self._hands_through(node, name):
                     pending.extend(set(node.output) - seen)
                     seen.update(node.output)
         return False
+
+    def _hands_through(self, node: onnx.NodeProto, name: str) -> bool:
+        if node.op_type in _WITH_CONSTANT:
+            return all(self._constants.is_constant(other) for other in node.input if other != name)
+        return node.op_type in _SHAPE_ONLY and node.input[0] == name
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:

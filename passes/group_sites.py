@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 from mmcompile.sites import LinearSite, SiteGroup
@@ -38,5 +37,6 @@ def group_name(nodes: list[str]) -> str:
 
 def _shared_start(names: list[str]) -> int:
     """Length of the common prefix that ends with a separator."""
-    common = os.path.commonprefix(names)
-    return max(common.rfind(mark) for mark in "/._") + 1
+    pairs = enumerate(zip(min(names), max(names), strict=False))
+    length = next((i for i, (a, b) in pairs if a != b), len(min(names)))
+    return max(names[0].rfind(mark, 0, length) for mark in "/._") + 1

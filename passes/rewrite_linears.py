@@ -8,6 +8,9 @@
 4. The packed constants are declared as external data of `PACKED`; the packer writes them later,
    so that the graph is finished before any weight is read.
 5. The operator's function is added to the model, and the graph's inputs and outputs are as before.
+6. Whatever is not replaced stays as it was, byte for byte. graphsurgeon knows neither every type
+   of attribute nor every field, so that it is given the graph's topology only, and the nodes and
+   value infos that survive are put back.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from mmcompile import ops
+from mmcompile.graph.walk import all_graphs, all_nodes
 from mmcompile.plan import GroupPlan
 from mmcompile.sites import SiteGroup
 
@@ -32,30 +37,32 @@ MAX_IR_VERSION = 12
 
 
 def packed_names(group: str) -> tuple[str, str, str, str]:
-    """Names of a group's order, weight, scales and bias constants."""
-    return f"{group}.order", f"{group}.weight", f"{group}.scales", f"{group}.bias"
+    """Names of a group's order, weight, scales and bias constants; models have no such names."""
+    order, weight, scales, bias = (f"mmcompile.{field.name}.{group}" for field in ops.INPUTS[1:])
+    return order, weight, scales, bias
 
 
 def rewrite_linears(
     skeleton: onnx.ModelProto, decided: Sequence[tuple[SiteGroup, GroupPlan]]
 ) -> onnx.ModelProto:
     """The model with every group replaced; weights that nothing else reads are gone from it."""
-    graph = gs.import_onnx(skeleton)
-    nodes = {node.name: node for node in graph.nodes}
-    tensors = graph.tensors()
-    for sites, plan in decided:
-        _replace(graph, nodes, tensors, sites, plan)
-    graph.cleanup().toposort()
-    opset = graph.opset
-    rewritten = gs.export_onnx(
-        graph,
-        do_type_check=False,
-        opset_imports=[
-            *(entry for entry in skeleton.opset_import if entry.domain != ops.DOMAIN),
-            helper.make_opsetid(ops.DOMAIN, ops.OP_VERSION),
-        ],
-    )
-    _restore_metadata(skeleton, rewritten)
+    with G_LOGGER.suppress():  # it remarks on types that it hands through as they are
+        graph = gs.import_onnx(_topology(skeleton))
+        nodes = {node.name: node for node in graph.nodes}
+        tensors = graph.tensors()
+        for sites, plan in decided:
+            _replace(graph, nodes, tensors, sites, plan)
+        graph.cleanup().toposort()
+        opset: int = graph.opset
+        rewritten: onnx.ModelProto = gs.export_onnx(
+            graph,
+            do_type_check=False,
+            opset_imports=[
+                *(entry for entry in skeleton.opset_import if entry.domain != ops.DOMAIN),
+                helper.make_opsetid(ops.DOMAIN, ops.OP_VERSION),
+            ],
+        )
+    _restore(skeleton, rewritten)
     half_blocks = ops.needs_half_blocks(plan for _, plan in decided)
     if decided:
         rewritten.functions.append(ops.function_proto(opset, half_blocks=half_blocks))
@@ -73,7 +80,7 @@ def _replace(
     first = sites.sites[0]
     x = tensors[first.input]
     if first.transpose_input:
-        upright = gs.Variable(f"{plan.name}.x", dtype=x.dtype)
+        upright = gs.Variable(f"mmcompile.x.{plan.name}", dtype=x.dtype)
         graph.nodes.append(
             gs.Node("Transpose", f"{plan.name}.transpose", {"perm": [1, 0]}, [x], [upright])
         )
@@ -85,8 +92,8 @@ def _replace(
                 nodes[name].outputs.clear()
     merged = outputs[0]
     if len(outputs) > 1:
-        merged = gs.Variable(f"{plan.name}.y", dtype=outputs[0].dtype)
-        sizes = gs.Constant(f"{plan.name}.sizes", np.array(plan.out_channels, np.int64))
+        merged = gs.Variable(f"mmcompile.y.{plan.name}", dtype=outputs[0].dtype)
+        sizes = gs.Constant(f"mmcompile.sizes.{plan.name}", np.array(plan.out_channels, np.int64))
         split = gs.Node("Split", f"{plan.name}.split", {"axis": -1}, [merged, sizes], outputs)
         graph.nodes.append(split)
     constants = [
@@ -123,17 +130,62 @@ def _declare(name: str, elem_type: int, shape: Sequence[int]) -> onnx.TensorProt
     return tensor
 
 
-def _restore_metadata(skeleton: onnx.ModelProto, rewritten: onnx.ModelProto) -> None:
-    """What graphsurgeon does not carry: metadata and documentation of model, graph and nodes."""
+def _topology(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the skeleton with nothing but tensors, nodes and the subgraphs of nodes."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(skeleton)
+    del bare.functions[:], bare.graph.value_info[:]
+    for node in all_nodes(bare):
+        bodies = [a for a in node.attribute if a.HasField("g") or a.graphs]
+        kept = [onnx.AttributeProto.FromString(a.SerializeToString()) for a in bodies]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    return bare
+
+
+def _restore(skeleton: onnx.ModelProto, rewritten: onnx.ModelProto) -> None:
+    """Puts back what graphsurgeon was not shown or does not carry."""
     for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(rewritten, field, getattr(skeleton, field))
     rewritten.metadata_props.extend(skeleton.metadata_props)
-    rewritten.graph.metadata_props.extend(skeleton.graph.metadata_props)
-    before = {node.name: node for node in skeleton.graph.node}
-    for node in rewritten.graph.node:
-        if origin := before.get(node.name):
-            node.metadata_props.extend(origin.metadata_props)
-            node.doc_string = node.doc_string or origin.doc_string
-    del rewritten.graph.input[:], rewritten.graph.output[:]
-    rewritten.graph.input.extend(skeleton.graph.input)
-    rewritten.graph.output.extend(skeleton.graph.output)
+    before, after = skeleton.graph, rewritten.graph
+    originals = {_signature(node): node for node in before.node}
+    for node in after.node:
+        if original := originals.get(_signature(node)):
+            node.CopyFrom(original)
+    _restore_initializers(before, rewritten)
+    produced = {name for node in after.node for name in node.output}
+    after.value_info.extend(value for value in before.value_info if value.name in produced)
+    after.quantization_annotation.extend(
+        entry for entry in before.quantization_annotation if entry.tensor_name in produced
+    )
+    after.metadata_props.extend(before.metadata_props)
+    del after.input[:], after.output[:]
+    after.input.extend(before.input)
+    after.output.extend(before.output)
+    rewritten.functions.extend(skeleton.functions)
+
+
+def _restore_initializers(before: onnx.GraphProto, rewritten: onnx.ModelProto) -> None:
+    """The initializers that are still needed; graphsurgeon moves those of subgraphs into them."""
+    after = rewritten.graph
+    needed = {name for node in all_nodes(rewritten) for name in node.input}
+    needed.update(value.name for value in before.input)
+    needed.update(value.name for graph in all_graphs(rewritten) for value in graph.output)
+    kept = [tensor for tensor in before.initializer if tensor.name in needed]
+    known = {tensor.name for tensor in kept}
+    kept.extend(
+        onnx.TensorProto.FromString(tensor.SerializeToString())
+        for tensor in after.initializer
+        if tensor.name not in known
+    )
+    del after.initializer[:], after.sparse_initializer[:]
+    after.initializer.extend(kept)
+    after.sparse_initializer.extend(
+        tensor for tensor in before.sparse_initializer if tensor.values.name in needed
+    )
+
+
+def _signature(node: onnx.NodeProto) -> tuple[object, ...]:
+    """What tells a node from every other one of a graph, whose tensors have one producer each."""
+    return node.domain, node.op_type, tuple(node.input), tuple(node.output)

@@ -16,15 +16,17 @@ from onnx import TensorProto, helper, numpy_helper
 from mmcompile.graph.walk import all_graphs, all_nodes
 
 SUFFIX = ".bfloat16"
+_TYPE_ATTRIBUTES = frozenset(("to", "dtype", "output_dtype", "stash_type", "softmax_precision"))
+"""Attributes of standard operators that hold an element type."""
 
 
 def uses_bfloat16(model: onnx.ModelProto) -> bool:
-    """Whether any initializer, input or Cast of the model is bfloat16."""
+    """Whether any initializer or input of the model is bfloat16, or an operator asks for it."""
     return (
         any(t.data_type == TensorProto.BFLOAT16 for g in all_graphs(model) for t in g.initializer)
         or any(v.type.tensor_type.elem_type == TensorProto.BFLOAT16 for v in model.graph.input)
         or any(
-            a.name == "to" and a.i == TensorProto.BFLOAT16
+            a.name in _TYPE_ATTRIBUTES and a.i == TensorProto.BFLOAT16
             for node in all_nodes(model)
             for a in node.attribute
         )
@@ -54,7 +56,7 @@ def upcast_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
         graph.node.extend(copies)
     for node in all_nodes(upcast):
         for attribute in node.attribute:
-            if attribute.name in ("to", "dtype") and attribute.i == TensorProto.BFLOAT16:
+            if attribute.name in _TYPE_ATTRIBUTES and attribute.i == TensorProto.BFLOAT16:
                 attribute.i = TensorProto.FLOAT
             if attribute.HasField("t") and attribute.t.data_type == TensorProto.BFLOAT16:
                 value = numpy_helper.to_array(attribute.t).astype(np.float32)

@@ -29,8 +29,9 @@ def small_model(name: str) -> Any:
     """A transformers model of two layers with random weights, the same at each call.
 
     Norm weights are log-normal, so that channels differ in size as they do in trained models;
-    biases are not zero. Llama's feed-forward width, 176, is no multiple of 32; Qwen2 and GPT-2
-    share the head's weight with the embedding; Qwen2 and GPT-2 have biases.
+    biases are not zero. Llama's feed-forward width, 176, is no multiple of 32. Qwen2 and GPT-2
+    have biases, and a head that shares its weight with the embedding: Qwen2's is exported as
+    MatMul(x, Transpose(W)), GPT-2's is so small that the exporter folds the transposition.
     """
     import torch
     import transformers
@@ -38,6 +39,8 @@ def small_model(name: str) -> Any:
     shared: dict[str, Any] = {
         "vocab_size": SMALL_VOCABULARY,
         "initializer_range": 0.1,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
         "attn_implementation": "eager",
     }
     decoder = shared | {
@@ -90,8 +93,10 @@ def export_small_model(name: str, folder: Path, **options: Any) -> Path:
     Options go to `export_model`.
     """
     from mmcompile.export import export_model
+    from mmcompile.export.source import quiet
 
-    small_model(name).save_pretrained(folder / CHECKPOINT)
+    with quiet():
+        small_model(name).save_pretrained(folder / CHECKPOINT)
     return export_model(str(folder / CHECKPOINT), folder / "model.onnx", **options)
 
 
@@ -105,6 +110,7 @@ def weight(*shape: int, seed: int = 0) -> np.ndarray:
 def model_of(
     nodes: Sequence[onnx.NodeProto],
     initializers: dict[str, np.ndarray],
+    *,
     x: Sequence[str | int] = ("batch", "sequence", K),
     y: Sequence[str | int] = ("batch", "sequence", N),
     dtype: int = TensorProto.FLOAT,
@@ -136,6 +142,7 @@ def matmul_add(bias_first: bool = False, bias_shape: tuple[int, ...] = (N,)) -> 
 
 
 def gemm(
+    *,
     trans_a: bool = False,
     trans_b: bool = False,
     alpha: float = 1.0,

@@ -130,7 +130,7 @@ def test_a_file_that_cannot_be_opened(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("mmcompile.graph.source.os.open", refuse)
+    monkeypatch.setattr(type(path), "open", refuse)
     refused(path, "model-unreadable", "Permission denied")
 
 
@@ -394,6 +394,7 @@ def test_what_common_tools_write_is_accepted(tmp_path):
     norm = helper.make_node("SimplifiedLayerNormalization", ["x", "s"], ["n"], axis=-1)
     model.graph.node.insert(0, norm)
     model.graph.initializer.append(numpy_helper.from_array(np.ones(32, np.float32), "s"))
+    model.functions[0].node.append(helper.make_node(norm.op_type, ["q", "q"], ["r"], axis=-1))
     model.graph.output[0].type.tensor_type.ClearField("shape")
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, SHAPE))
     load_model(write(tmp_path, model))

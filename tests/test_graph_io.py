@@ -168,6 +168,16 @@ def test_small_values_outside_initializers_are_read_in(tmp_path):
     assert numpy_helper.to_array(nodes[-1].attribute[1].g.initializer[0])[-1] == 3
 
 
+@pytest.mark.parametrize("form", ["embedded", "external"])
+def test_weights_of_up_to_a_kibibyte_are_part_of_the_skeleton(tmp_path, form):
+    extra = [numpy_helper.from_array(np.arange(n, dtype=np.float32), f"w{n}") for n in (256, 257)]
+    source = load_model(save(chain_model(1, extra), tmp_path, form))
+    assert source.weights.ref("w256") is None
+    assert source.weights.ref("w257").nbytes == 1028
+    assert source.proto.graph.initializer[1] == extra[0]
+    np.testing.assert_array_equal(source.weights.read("w256"), np.arange(256))
+
+
 def test_digest_is_of_the_content(tmp_path):
     model = chain_model()
     first = load_model(save(model, tmp_path / "a", "external"))
@@ -392,6 +402,7 @@ def test_copying_works_where_the_kernel_cannot(tmp_path, monkeypatch, supported)
         raise OSError(errno.EXDEV, "cross-device")
 
     monkeypatch.setattr(os, "copy_file_range", refuse)
+    monkeypatch.setattr("mmcompile.graph.writer._CHUNK", 1000)  # several pieces
     source = load_model(save(chain_model(1), tmp_path / "in", "embedded"))
     again = load_model(write(source, tmp_path / "out"))
     assert calls

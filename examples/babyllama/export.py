@@ -64,7 +64,14 @@ class Attention(nn.Module):
     def forward(
         self, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Mixes x [batch, sequence, width]; tables [sequence, head/2], mask [sequence, sequence]."""
+        """Mixes x [batch, sequence, width] over its positions.
+
+        Args:
+            x: the layer's normalized input.
+            cosine: [sequence, head/2], like sine.
+            sine: of the angle of each position and pair.
+            mask: [sequence, sequence], 0 or minus infinity, added to the scores.
+        """
         query = rotate(self.wq(x).unflatten(-1, (self.heads, -1)), cosine, sine)
         key = rotate(self.wk(x).unflatten(-1, (self.kv_heads, -1)), cosine, sine)
         value = self.wv(x).unflatten(-1, (self.kv_heads, -1))
@@ -195,23 +202,24 @@ def chunk(ids: list[int], length: int) -> npt.NDArray[np.int64]:
     return np.pad(rows, ((0, 0), (1, 0)), constant_values=BOS)
 
 
-def perplexity(model: Path, input_ids: npt.NDArray[np.int64]) -> float:
-    """Perplexity of each row's ids after the first, as ONNX Runtime computes it.
-
-    The exponential of the mean negative log likelihood per id, here per character.
+def surprise(model: Path, input_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Negative log likelihood of each id after a row's first, as ONNX Runtime computes it.
 
     Args:
         model: the exported model.
         input_ids: int64[rows, length].
+
+    Returns:
+        float64[rows, length - 1], in nats.
     """
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    total = 0.0
-    for row in input_ids:
-        logits = session.run(None, {"input_ids": row[None, :-1]})[0][0].astype(np.float64)
+    found = []
+    for rows in np.array_split(input_ids, -(-len(input_ids) // 16)):
+        logits = session.run(None, {"input_ids": rows[:, :-1]})[0].astype(np.float64)
         logits -= logits.max(axis=-1, keepdims=True)
-        picked = np.take_along_axis(logits, row[1:, None], axis=-1)[:, 0]
-        total += float((np.log(np.exp(logits).sum(axis=-1)) - picked).sum())
-    return float(np.exp(total / input_ids[:, 1:].size))
+        picked = np.take_along_axis(logits, rows[:, 1:, None], axis=-1)[..., 0]
+        found.append(np.log(np.exp(logits).sum(axis=-1)) - picked)
+    return np.concatenate(found)
 
 
 def prepare(checkpoint: Path, text: Path, folder: Path) -> None:
@@ -231,8 +239,9 @@ def prepare(checkpoint: Path, text: Path, folder: Path) -> None:
     for name, part in (("calibration.npz", calibration), ("heldout.npz", heldout)):
         np.savez(folder / name, input_ids=part)
         print(f"babyllama: wrote {folder / name}: {len(part)} rows of {part.shape[1]} tokens")
-    print(f"babyllama: character perplexity {perplexity(written, rows):.3f} on the whole text")
-    print(f"babyllama: character perplexity {perplexity(written, heldout):.3f} on heldout.npz")
+    nats = surprise(written, rows)
+    for place, part in (("the whole text", nats), ("heldout.npz", nats[len(calibration) :])):
+        print(f"babyllama: character perplexity {np.exp(part.mean()):.3f} on {place}")
 
 
 def main() -> int:

@@ -6,47 +6,97 @@ a known cause is one line on standard error and an exit code of `errors.ExitCode
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import signal
 import sys
-import traceback
+import warnings
 
 import click
 
 from mmcompile.errors import ExitCode, MMCompileError
 
-INTERRUPTED = 130
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+PIPE_CLOSED = 128 + signal.SIGPIPE
+"""Exit codes of processes that these signals end, as shells report them."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived; an exception so that what is half written is removed."""
 
 
 def main() -> None:
     """Entry point: runs the command line and exits."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may hold what a terminal cannot
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Runs the command line; returns the exit code."""
-    from mmcompile.cli.commands import cli
-
     try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except OSError as error:
+        _drop_output()
+        where = error.filename or "standard output"
+        reason = error.strerror or str(error)
+        line = f"{where}: {reason}; check the disk and its free space [input-output]"
+        return _fail(line, ExitCode.ENVIRONMENT)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        from mmcompile.cli.commands import cli
+
         result = cli.main(arguments, prog_name="mmcompile", standalone_mode=False)
-        return result if isinstance(result, int) else ExitCode.OK
     except MMCompileError as error:
         return _fail(str(error), error.exit_code)
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f"; see {context.command_path} --help" if context else "; see mmcompile --help"
-        return _fail(" ".join(error.format_message().split()) + hint, ExitCode.USAGE)
+        return _fail(_usage_line(error), ExitCode.USAGE)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted; earlier output is as it was", INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
+    except _Terminated:
+        return _fail("terminated; earlier output is as it was", TERMINATED)
+    except SystemExit:  # click and rich leave so when nobody reads standard output any more
+        _drop_output()
+        return PIPE_CLOSED
     except MemoryError:
-        return _fail("out of memory; close other programs or use fewer, shorter samples", 4)
-    except Exception:
-        traceback.print_exc()
-        return _fail("this is a bug in mmcompile; please report it", ExitCode.INTERNAL)
+        line = "memory: there is too little; close other programs, or use fewer, shorter samples"
+        return _fail(f"{line} [out-of-memory]", ExitCode.ENVIRONMENT)
+    except OSError:
+        raise
+    except Exception as error:
+        error.add_note("mmcompile: error: this is a bug; please report it with the lines above")
+        raise
+    return result if isinstance(result, int) else ExitCode.OK
+
+
+def _usage_line(error: click.ClickException) -> str:
+    """What click says about a mistake, and the help that tells more, as one line."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "mmcompile"
+    return f"{' '.join(error.format_message().split())}; see {command} --help"
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"mmcompile: error: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        click.echo(f"mmcompile: error: {message}", err=True)
     return int(code)
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def _drop_output() -> None:
+    """Sends what is left for standard output nowhere, so that exiting does not fail on it."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,70 +10,94 @@ from typing import Any
 import click
 
 from mmcompile import __version__
+from mmcompile.cli.config import config_option
+from mmcompile.cli.help import DefaultGroup, SectionedCommand
 from mmcompile.cli.options import (
     FILE,
-    config_option,
     data_options,
+    json_option,
     make_data,
     make_policy,
     make_selection,
     make_verify,
     policy_options,
+    refuse_beside_plan,
     selection_options,
+    text_options,
+    verbose_option,
     verify_options,
 )
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-verbose_option = click.option("-v", "--verbose", is_flag=True, help="List every layer and node.")
-
-
-class DefaultGroup(click.Group):
-    """A group in which `mmcompile model.onnx …` means `mmcompile compile model.onnx …`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Puts `compile` in front of arguments that start with no command."""
-        own = ("--help", "-h", "--version")
-        if args and args[0] not in self.commands and args[0] not in own:
-            args = ["compile", *args]
-        return super().parse_args(ctx, args)
 
 
 @click.group(
     cls=DefaultGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    no_args_is_help=True,
 )
 @click.version_option(__version__, message="mmcompile %(version)s")
 def cli() -> None:
-    """Compile transformer models to mixed MXFP4/MXFP6/MXFP8 linear layers.
+    """Compiles the linear layers of an ONNX model to mixed MXFP4, MXFP6 and MXFP8.
 
-    \b
-    mmcompile MODEL.onnx --gpu sm_120 --calib DATA     compile a model
-    mmcompile COMMAND --help                           options of a command
+    The result is an ONNX model with the same inputs and outputs, its plan and a report. It runs in
+    ONNX Runtime as it is. `mmcompile COMMAND --help` tells more about a command.
     """
 
 
-@cli.command("compile")
+cli.command_class = SectionedCommand
+
+
+@cli.command("compile", short_help="Compile MODEL.onnx; the word 'compile' may be left out.")
 @click.argument("model", type=FILE)
-@click.option("--gpu", default="sm_120", show_default=True, help="Target GPU, e.g. sm_120, rtx5090.")
-@click.option("-o", "--output", type=FILE, default=Path("out"), show_default=True, help="Folder.")
+@click.option(
+    "--gpu",
+    metavar="GPU",
+    default="sm_120",
+    show_default=True,
+    help="Target, e.g. sm_120 or rtx5090; an unknown one lists all.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    metavar="FOLDER",
+    default=Path("out"),
+    show_default=True,
+    help="Folder of the results.",
+)
 @data_options
-@click.option("--verify-data", metavar="DATA", help="Inputs for verification, like --calib.")
+@click.option(
+    "--verify-data",
+    metavar="DATA",
+    help="Inputs for verification, like --calib; by default every fifth sample of --calib.",
+)
 @policy_options
-@click.option("--plan", type=FILE, help="A plan.json to use instead of calibrating.")
+@click.option(
+    "--plan", type=FILE, metavar="FILE", help="A plan.json to use instead of calibrating."
+)
 @selection_options
 @click.option("--verify/--no-verify", default=True, help="Compare the result with the original.")
 @verify_options
 @click.option("--html/--no-html", default=True, help="Write report.html, too.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done and the sizes; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, with sizes; write nothing.")
 @config_option
 @json_option
 @verbose_option
-def compile_command(model: Path, as_json: bool, verbose: bool, **values: Any) -> None:
-    """Compile MODEL: calibrate, split, rewrite, pack, verify and report."""
-    from mmcompile.pipeline.compile import compile_model
-    from mmcompile.pipeline.options import CompileOptions
+@click.pass_context
+def compile_command(
+    context: click.Context, /, model: Path, as_json: bool, verbose: bool, **values: Any
+) -> None:
+    """Compile MODEL: calibrate, split, rewrite, pack, verify and report.
 
+    The word 'compile' may be left out. Without --calib and --plan, only the policies of one MX
+    format (mxfp4, mxfp6, mxfp8) can be compiled, and --dry-run gives sizes for each format.
+    """
+    from mmcompile.cli.tables import print_forecast, print_json, print_outcome, print_report
+    from mmcompile.pipeline.compile import compile_model
+    from mmcompile.pipeline.forecast import forecast
+    from mmcompile.pipeline.options import CompileOptions
+    from mmcompile.pipeline.uncalibrated import decides_without_data
+
+    if values["plan"] is not None:
+        refuse_beside_plan(context)
     options = CompileOptions(
         gpu=values["gpu"],
         output=values["output"],
@@ -86,79 +110,122 @@ def compile_command(model: Path, as_json: bool, verbose: bool, **values: Any) ->
         dry_run=values["dry_run"],
         command=shlex.join(["mmcompile", *sys.argv[1:]]),
     )
+    blind = options.plan is None and options.data.calibration is None
+    if options.dry_run and blind and not decides_without_data(options.policy):
+        expected = forecast(model, options)
+        print_json(expected) if as_json else print_forecast(expected, verbose)
+        return
     result = compile_model(model, options, _progress(as_json))
-    _show_report(result.report, as_json, verbose)
-    if not as_json:
-        for file in result.files:
-            click.echo(f"wrote {file}")
-        if values["dry_run"]:
-            click.echo("dry run: nothing was written")
+    if as_json:
+        print_json(result.report)
+    else:
+        print_report(result.report, verbose)
+        print_outcome(result, options)
 
 
-@cli.command("export")
+@cli.command("export", short_help="Export a PyTorch model to ONNX.")
 @click.argument("source")
-@click.option("-o", "--output", type=FILE, default=Path("model.onnx"), show_default=True)
-@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32")
-@click.option("--opset", type=int, default=20, show_default=True)
-@click.option("--task", help="Task of a Hugging Face model; by default what its config says.")
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    metavar="FILE",
+    default=Path("model.onnx"),
+    show_default=True,
+    help="The .onnx file, or a folder for model.onnx.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Type of weights and activations.",
+)
+@click.option(
+    "--opset", type=int, metavar="N", default=20, show_default=True, help="ONNX opset, 18 to 20."
+)
+@click.option(
+    "--task",
+    metavar="TASK",
+    help="Task of a Hugging Face model; by default what its config says.",
+)
 def export_command(source: str, output: Path, dtype: Any, opset: int, task: str | None) -> None:
-    """Export SOURCE, a Hugging Face folder or script.py:factory, to ONNX."""
+    """Export SOURCE to ONNX: a local Hugging Face folder, or script.py:factory.
+
+    The factory returns a module, its example inputs and their dynamic shapes.
+    """
     from mmcompile.export import export_model
 
-    written = export_model(
-        source, output, dtype=dtype, opset=opset, task=task, progress=_say
-    )
+    say = _say if sys.stderr.isatty() else None
+    written = export_model(source, output, dtype=dtype, opset=opset, task=task, progress=say)
     click.echo(f"wrote {written}")
 
 
-@cli.command("inspect")
+@cli.command("inspect", short_help="List a model's linear layers, and why others are none.")
 @click.argument("model", type=FILE)
 @selection_options
 @json_option
-def inspect_command(model: Path, as_json: bool, **values: Any) -> None:
-    """List MODEL's linear layers and, for all others, why they are none."""
-    from mmcompile.cli.tables import inspection_json, print_inspection
+@verbose_option
+def inspect_command(model: Path, as_json: bool, verbose: bool, **values: Any) -> None:
+    """List MODEL's linear layers and, for all other candidates, why they are none."""
+    from mmcompile.cli.tables import inspection, print_inspection, print_json
     from mmcompile.pipeline.prepare import prepare
 
     prepared = prepare(model, make_selection(values))
     if as_json:
-        click.echo(inspection_json(prepared))
+        print_json(inspection(prepared))
     else:
-        print_inspection(prepared)
+        print_inspection(prepared, verbose)
 
 
-@cli.command("calibrate")
+@cli.command("calibrate", short_help="Write the plan of a model, without compiling.")
 @click.argument("model", type=FILE)
-@click.option("-o", "--output", type=FILE, default=Path("plan.json"), show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    metavar="FILE",
+    default=Path("plan.json"),
+    show_default=True,
+    help="The plan to write.",
+)
 @data_options
 @click.option(
-    "--stats", type=FILE, multiple=True,
+    "--stats",
+    type=FILE,
+    metavar="FILE",
+    multiple=True,
     help="Statistics of an earlier --save-stats instead of data; several are merged.",
 )
-@click.option("--save-stats", type=FILE, help="Also write the statistics, for merging.")
+@click.option(
+    "--save-stats", type=FILE, metavar="FILE", help="Also write the statistics, for merging."
+)
 @policy_options
 @selection_options
 @config_option
 def calibrate_command(
     model: Path, output: Path, stats: tuple[Path, ...], save_stats: Path | None, **values: Any
 ) -> None:
-    """Calibrate MODEL and write its plan, without compiling."""
+    """Calibrate MODEL and write its plan, without compiling.
+
+    Parts of the data can be calibrated apart with --save-stats and merged with --stats.
+    """
     from mmcompile.pipeline.planning import make_plan_file
 
     summary = make_plan_file(
         model,
         output,
-        make_data(values),
-        make_policy(values),
-        make_selection(values),
-        stats,
-        save_stats,
-        _progress(quiet=False),
+        data=make_data(values),
+        policy=make_policy(values),
+        selection=make_selection(values),
+        shards=stats,
+        save_stats=save_stats,
+        progress=_progress(quiet=False),
     )
     click.echo(summary)
 
 
-@cli.command("diff")
+@cli.command("diff", short_help="Compare two plans; exit code 1 if they differ.")
 @click.argument("old", type=FILE)
 @click.argument("new", type=FILE)
 def diff_command(old: Path, new: Path) -> int:
@@ -173,81 +240,73 @@ def diff_command(old: Path, new: Path) -> int:
     return 1 if lines else 0
 
 
-@cli.command("verify")
+@cli.command("verify", short_help="Compare a compiled model with its original.")
 @click.argument("original", type=FILE)
 @click.argument("compiled", type=FILE)
-@click.option("--data", "verify_data", metavar="DATA", required=True, help="Inputs, like --calib.")
-@click.option("--tokenizer", type=FILE, help="tokenizer.json, for text.")
-@click.option("--max-length", type=click.IntRange(min=1), default=512, show_default=True)
-@click.option("--chunk", is_flag=True, help="Cut running text into samples of --max-length.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--data", "verify_data", metavar="DATA", required=True, help="Inputs, like compile's --calib."
+)
+@text_options
 @verify_options
 @json_option
 def verify_command(original: Path, compiled: Path, as_json: bool, **values: Any) -> int:
-    """Compare COMPILED with ORIGINAL in ONNX Runtime."""
-    import msgspec
-
-    from mmcompile.cli.tables import print_verification
+    """Compare COMPILED with ORIGINAL in ONNX Runtime; exit code 5 if --fail-below is missed."""
+    from mmcompile.cli.tables import print_json, print_verification
     from mmcompile.errors import ExitCode
     from mmcompile.pipeline.verification import verify_files
 
     data = make_data({**values, "samples": values["verify_samples"]})
     report = verify_files(original, compiled, data, make_verify(values), _progress(as_json))
     if as_json:
-        click.echo(msgspec.json.encode(report).decode())
+        print_json(report)
     else:
         print_verification(report)
     return ExitCode.OK if report.passed else ExitCode.VERIFICATION_FAILED
 
 
-@cli.command("report")
+@cli.command("report", short_help="Show the report of an output folder.")
 @click.argument("source", type=FILE)
-@click.option("--html", type=FILE, help="Write the page to this file.")
+@click.option("--html", type=FILE, metavar="FILE", help="Write the page to this file.")
 @json_option
 @verbose_option
 def report_command(source: Path, html: Path | None, as_json: bool, verbose: bool) -> None:
-    """Show the report of an output folder or a report.json."""
-    from mmcompile.output import disk_errors
+    """Show the report of SOURCE, an output folder or a report.json."""
+    from mmcompile.cli.tables import print_json, print_report
+    from mmcompile.pipeline.files import REPORT_JSON, check_target, write_text
     from mmcompile.report.html import render_html
     from mmcompile.report.model import load_report
 
-    report = load_report(source / "report.json" if source.is_dir() else source)
-    _show_report(report, as_json, verbose)
+    file = source / REPORT_JSON if source.is_dir() else source
+    report = load_report(file)
     if html is not None:
-        page = render_html(report)
-        with disk_errors(html):
-            partial = html.with_name(f"{html.name}.partial")
-            partial.write_text(page, encoding="utf-8")
-            partial.replace(html)
+        check_target(html, [file])
+        write_text(html, render_html(report))
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report, verbose)
+    if html is not None:
         click.echo(f"wrote {html}", err=as_json)
 
 
-@cli.command("doctor")
+@cli.command("doctor", short_help="Say what this machine has, lacks, and what that costs.")
 @json_option
 def doctor_command(as_json: bool) -> int:
-    """Say what of the environment is here, what is missing and what it costs."""
-    from mmcompile.cli.tables import print_findings
-    from mmcompile.doctor import examine, findings_json
+    """Say what this machine has and lacks, what that costs and what to do about it.
+
+    The exit code is 4 if something is missing that nothing works without.
+    """
+    from mmcompile.cli.tables import print_findings, print_json
+    from mmcompile.doctor import examine
+    from mmcompile.errors import ExitCode
 
     findings = examine()
     if as_json:
-        click.echo(findings_json(findings))
+        print_json(findings)
     else:
         print_findings(findings)
-    return 0 if all(f.present or not f.required for f in findings) else 4
-
-
-def _show_report(report: Any, as_json: bool, verbose: bool) -> None:
-    if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.encode(report).decode())
-        return
-    from rich.console import Console
-
-    from mmcompile.report.terminal import print_summary
-
-    print_summary(report, Console(), verbose)
+    complete = all(finding.present or not finding.required for finding in findings)
+    return ExitCode.OK if complete else ExitCode.ENVIRONMENT
 
 
 def _progress(quiet: bool) -> Any:

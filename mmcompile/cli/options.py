@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from mmcompile.errors import UsageError
 
@@ -33,6 +33,27 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
     return apply
 
 
+text_options = options(
+    click.option("--tokenizer", type=FILE, metavar="FILE", help="tokenizer.json, for text."),
+    click.option(
+        "--max-length",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=512,
+        show_default=True,
+        help="Tokens per text sample at most.",
+    ),
+    click.option("--chunk", is_flag=True, help="Cut running text into samples of --max-length."),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        metavar="N",
+        default=0,
+        show_default=True,
+        help="Of random choices.",
+    ),
+)
+
 data_options = options(
     click.option(
         "--calib",
@@ -40,53 +61,77 @@ data_options = options(
         help="Calibration inputs: .npz, .npy, polygraphy .json, a folder of these, "
         "script.py[:function], a text file with --tokenizer, or 'random' (unfit for use).",
     ),
-    click.option("--tokenizer", type=FILE, help="tokenizer.json, for text."),
     click.option(
-        "--samples", type=click.IntRange(min=1), default=128, show_default=True,
+        "--samples",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=128,
+        show_default=True,
         help="Samples to read at most.",
     ),
-    click.option(
-        "--max-length", type=click.IntRange(min=1), default=512, show_default=True,
-        help="Tokens per text sample at most.",
-    ),
-    click.option("--chunk", is_flag=True, help="Cut running text into samples of --max-length."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of random choices."),
+    text_options,
 )
 
 policy_options = options(
     click.option(
-        "--policy", type=click.Choice(POLICIES), default="micromix", show_default=True,
-        help="How precision is assigned: MicroMix's split, or one format for all channels.",
+        "--policy",
+        type=click.Choice(POLICIES),
+        metavar="NAME",
+        default="micromix",
+        show_default=True,
+        help="micromix splits the channels of each layer into MXFP4, MXFP6 and MXFP8; "
+        f"{', '.join(POLICIES[1:])} give all channels one format.",
     ),
     click.option(
-        "--thresholds", type=click.Choice(["paper", "code"]), default="code", show_default=True,
-        help="MicroMix's threshold setting: as in the paper, or as in its authors' code.",
+        "--thresholds",
+        type=click.Choice(["paper", "code"]),
+        default="code",
+        show_default=True,
+        help="MicroMix's thresholds, as in the paper or in its authors' code.",
     ),
     click.option(
-        "--lambda", "factor", type=float, default=1.0, show_default=True,
+        "--lambda",
+        "factor",
+        type=float,
+        metavar="X",
+        default=1.0,
+        show_default=True,
         help="Factor on MicroMix's thresholds; larger gives fewer bits.",
     ),
     click.option(
-        "--granularity", type=click.Choice(["32", "64", "128"]), default="128",
-        show_default=True, help="Channels that a segment is a multiple of.",
+        "--granularity",
+        type=click.Choice(["32", "64", "128"]),
+        default="128",
+        show_default=True,
+        help="Channels that a segment is a multiple of.",
     ),
     click.option(
-        "--order", type=click.Choice(["sorted", "reversed", "random", "natural"]), default=None,
-        help="Channel order; by default sorted for micromix, natural for one format.",
+        "--order",
+        type=click.Choice(["sorted", "reversed", "random", "natural"]),
+        metavar="ORDER",
+        help="Channel order: sorted (micromix), natural (one format), reversed or random.",
     ),
     click.option(
-        "--scale-rule", type=click.Choice(["balanced", "ocp", "saturation_free"]),
-        default="balanced", show_default=True, help="Rule of the block exponents (docs/spec.md).",
+        "--scale-rule",
+        type=click.Choice(["balanced", "ocp", "saturation_free"]),
+        metavar="RULE",
+        default="balanced",
+        show_default=True,
+        help="Block exponents: balanced, ocp or saturation_free.",
     ),
 )
 
 selection_options = options(
     click.option(
-        "--include", multiple=True, metavar="PATTERN",
+        "--include",
+        multiple=True,
+        metavar="PATTERN",
         help="Take only linears whose node or weight name matches; may be repeated.",
     ),
     click.option(
-        "--exclude", multiple=True, metavar="PATTERN",
+        "--exclude",
+        multiple=True,
+        metavar="PATTERN",
         help="Leave linears alone whose node or weight name matches; may be repeated.",
     ),
     click.option("--quantize-heads", is_flag=True, help="Also take layers that give an output."),
@@ -98,52 +143,42 @@ verify_options = options(
         "--nodes", is_flag=True, help="Also hold every compiled node against the specification."
     ),
     click.option(
-        "--fail-below", type=click.FloatRange(-1, 1), metavar="COSINE",
+        "--fail-below",
+        type=click.FloatRange(-1, 1),
+        metavar="COSINE",
         help="Exit with code 5 if an output's mean cosine similarity is lower.",
     ),
     click.option(
-        "--verify-samples", type=click.IntRange(min=1), default=8, show_default=True,
-        help="Held-back samples to compare at most.",
+        "--verify-samples",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=8,
+        show_default=True,
+        help="Samples to compare at most.",
     ),
-    click.option("--logits", multiple=True, metavar="OUTPUT", help="An output that is logits."),
+    click.option(
+        "--logits",
+        multiple=True,
+        metavar="OUTPUT",
+        help="An output that is logits; those with 'logits' in their name always are.",
+    ),
 )
 
-
-def config_option(command: Command) -> Command:
-    """`--config`: defaults for a command's options from a TOML file."""
-    return click.option(
-        "--config", type=FILE, is_eager=True, expose_value=False, callback=_read_config,
-        help="TOML file with defaults for these options, by their long names.",
-    )(command)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="List every layer and node.")
 
 
-def _read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
-    del parameter
-    if path is None:
-        return
-    remedy = "give a TOML file with option names as keys, e.g. policy = \"mxfp8\""
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError("config-unreadable", path, reason, remedy) from error
-    names = {
-        option.removeprefix("--"): parameter.name
-        for parameter in context.command.params
-        if isinstance(parameter, click.Option)
-        for option in parameter.opts
-        if option.startswith("--")
-    }
-    defaults = {}
-    for key, value in settings.items():
-        name = names.get(key.replace("_", "-"))
-        if name is None:
-            known = ", ".join(sorted(names))
-            raise UsageError("config-unknown-key", path, f"no option '{key}'", f"use {known}")
-        if isinstance(value, dict):
-            raise UsageError("config-unreadable", path, f"'{key}' is a table", remedy)
-        defaults[name] = value if isinstance(value, list | bool) else str(value)
-    context.default_map = {**(context.default_map or {}), **defaults}
+def refuse_beside_plan(context: click.Context) -> None:
+    """Refuses options of the policy on the command line beside --plan, which they cannot change.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name in ("policy", "thresholds", "factor", "granularity", "order", "scale_rule"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = next(p.opts[0] for p in context.command.params if p.name == name)
+            reason = "it has no effect beside --plan, which holds the decision already"
+            raise UsageError("option-beside-plan", option, reason, "leave one of the two out")
 
 
 def make_policy(values: dict[str, Any]) -> Policy:
@@ -166,9 +201,7 @@ def make_selection(values: dict[str, Any]) -> Selection:
     """The selection that the options ask for."""
     from mmcompile.passes.find_linears import Selection
 
-    return Selection(
-        tuple(values["include"]), tuple(values["exclude"]), values["quantize_heads"]
-    )
+    return Selection(tuple(values["include"]), tuple(values["exclude"]), values["quantize_heads"])
 
 
 def make_data(values: dict[str, Any]) -> DataOptions:

@@ -1,44 +1,160 @@
-"""Terminal tables of the commands that make no full report."""
+"""What the commands print: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 from collections.abc import Sequence
+from typing import Any
 
+import click
 import msgspec
-from rich.console import Console
-from rich.markup import escape
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from mmcompile.doctor import Finding
+from mmcompile.pipeline.forecast import Forecast
+from mmcompile.pipeline.options import CompileOptions, CompileResult
 from mmcompile.pipeline.prepare import Prepared
-from mmcompile.report.model import VerificationReport
+from mmcompile.plan import LeftAlone
+from mmcompile.report.model import Report, VerificationReport
+from mmcompile.report.summary import (
+    bits_text,
+    bytes_text,
+    change_text,
+    cosine_text,
+    count_text,
+    decibel_text,
+    figure_text,
+    percent_text,
+    plain_text,
+    reason_groups,
+    verdict,
+)
+from mmcompile.sites import SiteGroup
+
+PIPE_WIDTH = 1000
+"""Columns where no terminal is: files and pipes take lines of any length."""
 
 
-def print_inspection(prepared: Prepared) -> None:
-    """The linears of a model, group by group, and the candidates that are left alone."""
-    console = Console()
-    table = Table(title=f"{len(prepared.groups)} groups of linear layers", title_justify="left")
-    for heading in ("Group", "Reads"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("K", "N", "Weights"):
+class Name:
+    """A name of a node or tensor; in a narrow column it folds after its separators."""
+
+    def __init__(self, name: str) -> None:
+        self._parts = re.findall(r"[^/._:+]*[/._:+]?", plain_text(name))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """The longest part is the least width."""
+        lengths = [len(part) for part in self._parts]
+        return Measurement(max(lengths), sum(lengths))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """As many parts per line as fit."""
+        lines = [""]
+        for part in self._parts:
+            if lines[-1] and len(lines[-1]) + len(part) > options.max_width:
+                lines.append("")
+            lines[-1] += part
+        yield Text("\n".join(lines), overflow="fold")
+
+
+def open_console() -> Console:
+    """Standard output as wide as its terminal, or as wide as need be."""
+    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=PIPE_WIDTH if wide else None)
+
+
+def print_json(document: object) -> None:
+    """One JSON document in UTF-8, whatever the terminal's encoding."""
+    click.echo(msgspec.json.encode(document))
+
+
+def print_report(report: Report, verbose: bool) -> None:
+    """The report of a run."""
+    from mmcompile.report.terminal import print_summary
+
+    print_summary(report, open_console(), verbose)
+
+
+def print_outcome(result: CompileResult, options: CompileOptions) -> None:
+    """The files that were written; for a dry run, those that would be."""
+    if options.dry_run:
+        click.echo(f"dry run: nothing was written to {options.output}")
+    for file in result.files:
+        click.echo(f"wrote {file}")
+
+
+def print_forecast(expected: Forecast, verbose: bool) -> None:
+    """What a dry run without data can say."""
+    console = open_console()
+    console.print(
+        Text.assemble(
+            (plain_text(expected.model), "bold"),
+            f" for {expected.target}, policy {expected.policy}: {count_text(expected.linears)}"
+            f" linear layers in {count_text(expected.groups)} groups,"
+            f" {count_text(expected.weights)} weights",
+        )
+    )
+    table = _table("Model size if all channels had one format", ("Format",))
+    for heading in ("Size", "", "Bits per weight", "Limit over FP16 (modelled)"):
         table.add_column(heading, justify="right")
-    for group in prepared.groups:
-        rows = " + ".join(str(site.out_channels) for site in group.sites)
-        weights = group.in_channels * group.out_channels
+    table.add_row("original", bytes_text(expected.model_bytes))
+    for row in expected.formats:
         table.add_row(
-            escape(group.name), escape(group.input), str(group.in_channels), rows, f"{weights:,}"
+            row.format,
+            bytes_text(row.model_bytes),
+            " ".join(change_text(expected.model_bytes, row.model_bytes)),
+            bits_text(row.weight_bits),
+            f"{row.compute_limit:.1f}×",
         )
     console.print(table)
-    left = Table(title=f"{len(prepared.left_alone)} left alone", title_justify="left")
-    for heading in ("Node", "Code", "Because it"):
-        left.add_column(heading, overflow="fold")
-    for entry in prepared.left_alone:
-        left.add_row(escape(entry.node), entry.code, escape(entry.reason))
-    console.print(left)
+    _print_left_alone(expected.left_alone, console, verbose)
+    console.print(Text(expected.note))
+    console.print("dry run: nothing was written")
 
 
-def inspection_json(prepared: Prepared) -> str:
-    """The same as JSON: `groups` and `left_alone`."""
+def print_inspection(prepared: Prepared, verbose: bool) -> None:
+    """The linears of a model by kind (each one if `verbose`), and why other candidates are none."""
+    console = open_console()
+    groups = prepared.groups
+    linears = sum(len(group.sites) for group in groups)
+    console.print(
+        Text.assemble(
+            (plain_text(str(prepared.source.path)), "bold"),
+            f": opset {prepared.opset}, {bytes_text(prepared.source.size_bytes)}",
+        )
+    )
+    table = _table(
+        f"{count_text(linears)} linear layers in {count_text(len(groups))} groups that read one"
+        " tensor each",
+        ("Group",) if verbose else ("Groups of a kind",),
+    )
+    for heading in ("K", "N", "Weights") if verbose else ("Count", "K", "N", "Weights"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    if verbose:
+        table.add_column("Reads")
+    for alike in [[group] for group in groups] if verbose else _kinds(groups):
+        first = alike[0]
+        name = first.name if len(alike) == 1 else _kind(first.name)
+        weights = sum(group.in_channels * group.out_channels for group in alike)
+        cells = [str(first.in_channels), _rows(first), count_text(weights)]
+        if verbose:
+            table.add_row(Name(name), *cells, Name(first.input))
+        else:
+            table.add_row(Name(name), count_text(len(alike)), *cells)
+    if groups:
+        console.print(table)
+    else:
+        console.print(Text("There is no linear layer to rewrite.", style="bold yellow"))
+    _print_left_alone(prepared.left_alone, console, verbose)
+
+
+def inspection(prepared: Prepared) -> dict[str, Any]:
+    """The same for programs: `groups` and `left_alone`."""
     groups = [
         {
             "name": group.name,
@@ -57,57 +173,107 @@ def inspection_json(prepared: Prepared) -> str:
         }
         for group in prepared.groups
     ]
-    found = {"groups": groups, "left_alone": prepared.left_alone}
-    return msgspec.json.encode(found).decode()
+    return {"groups": groups, "left_alone": prepared.left_alone}
 
 
 def print_verification(report: VerificationReport) -> None:
     """Agreement per output and per layer, and the verdict."""
-    console = Console()
-    table = Table(title=f"{report.samples} samples, {escape(report.inputs)}", title_justify="left")
-    table.add_column("Output")
-    for heading in ("Mean cosine", "Min cosine", "SQNR dB", "Max error", "KL nats", "Top-1"):
-        table.add_column(heading, justify="right")
+    console = open_console()
+    table = _table(f"{report.samples} samples, {plain_text(report.inputs)}", ("Output",))
+    logits = any(output.is_logits for output in report.outputs)
+    headings = ["Mean\ncosine", "Min\ncosine", "SQNR", "Max\n|error|"]
+    for heading in [*headings, "KL\n(nats)", "Top-1"] if logits else headings:
+        table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
     for output in report.outputs:
-        figures = (
-            output.cosine_mean,
-            output.cosine_min,
-            output.sqnr_db,
-            output.max_abs_error,
-            output.kl_divergence_nats,
-            output.top1_agreement,
-        )
-        table.add_row(escape(output.name), *map(_figure, figures))
+        figures = [
+            cosine_text(output.cosine_mean),
+            cosine_text(output.cosine_min),
+            decibel_text(output.sqnr_db),
+            figure_text(output.max_abs_error),
+        ]
+        if logits:
+            figures.append(figure_text(output.kl_divergence_nats))
+            figures.append(percent_text(output.top1_agreement))
+        table.add_row(Name(output.name), *figures)
     if report.outputs:
         console.print(table)
     if report.layers:
-        layers = Table(title="Layers, errors of earlier layers included", title_justify="left")
-        layers.add_column("Layer", overflow="fold")
-        layers.add_column("Cosine", justify="right")
-        layers.add_column("SQNR dB", justify="right")
+        layers = _table("Layers, errors of earlier layers included", ("Layer",))
+        for heading in ("Cosine", "SQNR", ""):
+            layers.add_column(heading, justify="right", no_wrap=True)
         for layer in report.layers:
-            mark = "  ← first bad layer" if layer.name == report.first_bad_layer else ""
-            row = (escape(layer.name) + mark, _figure(layer.cosine), _figure(layer.sqnr_db))
-            layers.add_row(*row)
+            mark = "← first bad" if layer.name == report.first_bad_layer else ""
+            figures = [cosine_text(layer.cosine), decibel_text(layer.sqnr_db), mark]
+            layers.add_row(Name(layer.name), *figures)
         console.print(layers)
     if report.note:
-        console.print(escape(report.note))
-    verdict = "passed" if report.passed else "FAILED"
+        console.print(Text(plain_text(report.note)))
+    found = verdict(report)
     demand = f" ({report.threshold})" if report.threshold else ""
-    console.print(f"{verdict}{demand}", style="green" if report.passed else "bold red")
+    style = {"good": "bold green", "bad": "bold red", "open": "bold"}[found.state]
+    console.print(Text.assemble("Verification: ", (found.text, style), demand))
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """What is here and what is missing, with what it costs and the remedy."""
-    table = Table(show_edge=False)
-    for heading in ("", "What", "Found", "Without it", "Remedy"):
-        table.add_column(heading, overflow="fold")
+    """What is here and what is missing, with what that costs and the remedy."""
+    console = open_console()
+    here = _table("Here", ("What", "Found"))
     for finding in findings:
-        mark = "[green]✓[/]" if finding.present else ("[red]✗[/]" if finding.required else "–")
-        missing = ("", "") if finding.present else (finding.cost, finding.remedy)
-        table.add_row(mark, finding.name, escape(finding.found), *map(escape, missing))
-    Console().print(table)
+        if finding.present:
+            here.add_row(Text("✓ " + finding.name, style="green"), plain_text(finding.found))
+    console.print(here)
+    absent = [finding for finding in findings if not finding.present]
+    missing = _table("Missing", ("What", "Found", "Without it", "Remedy"))
+    for finding in absent:
+        name = Text("✗ " + finding.name, style="bold red") if finding.required else finding.name
+        cells = (finding.found, finding.cost, finding.remedy)
+        missing.add_row(name, *map(plain_text, cells))
+    if absent:
+        console.print(missing)
+    if any(finding.required for finding in absent):
+        console.print(Text("mmcompile does not work here: see ✗", style="bold red"))
 
 
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.5g}"
+def _print_left_alone(left_alone: Sequence[LeftAlone], console: Console, verbose: bool) -> None:
+    if not left_alone:
+        return
+    table = _table(f"{count_text(len(left_alone))} candidates left alone", ("Code",))
+    table.add_column("Count", justify="right", no_wrap=True)
+    table.add_column("Because it")
+    table.add_column("Node" if verbose else "For example")
+    for group in reason_groups(left_alone):
+        for reason, nodes in group.reasons:
+            names = [Name(node) for node in (nodes if verbose else nodes[:1])]
+            count = count_text(len(nodes))
+            table.add_row(group.code, count, plain_text(reason), Group(*names))
+    console.print(table)
+
+
+def _kinds(groups: Sequence[SiteGroup]) -> list[list[SiteGroup]]:
+    """Groups that differ in the numbers in their names only, as the blocks of a transformer do."""
+    kinds: dict[object, list[SiteGroup]] = {}
+    for group in groups:
+        key = (_kind(group.name), group.in_channels, _rows(group))
+        kinds.setdefault(key, []).append(group)
+    return list(kinds.values())
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
+
+
+def _rows(group: SiteGroup) -> str:
+    return "+".join(str(site.out_channels) for site in group.sites)
+
+
+def _table(title: str, left: Sequence[str]) -> Table:
+    table = Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for heading in left:
+        table.add_column(heading, vertical="bottom")
+    return table

@@ -76,7 +76,7 @@ def load_hugging_face(
     if sequence_length < 2:
         # PyTorch takes a dimension of 0 or 1 for a constant.
         reason = f"an example of {sequence_length} tokens cannot show that the length varies"
-        raise UsageError("export-sequence", "--sequence-length", reason, "use 2 or more tokens")
+        raise UsageError("export-sequence", "sequence_length", reason, "use 2 or more tokens")
     if task is not None and task not in TASKS:
         remedy = f"choose one of {', '.join(TASKS)}"
         raise UsageError("export-task", "--task", f"unknown task '{task}'", remedy)

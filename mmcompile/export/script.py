@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmcompile.errors import MMCompileError, UsageError
-from mmcompile.export.source import DTYPES, Dtype, ModelSource, one_line, require
+from mmcompile.export.source import DTYPES, Dtype, ModelSource, one_line, quiet, require
 
 _CONTRACT = "the factory returns (torch.nn.Module, dict of tensors, dynamic shapes or None)"
 
@@ -52,7 +52,7 @@ def load_script(script: Path, factory: str, dtype: Dtype) -> ModelSource:
         for name, value in examples.items()
     }
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             result = module(**inputs)
     except Exception as error:
         reason = f"the module does not run on its examples: {one_line(error)}"

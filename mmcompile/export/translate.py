@@ -36,7 +36,6 @@ def translate(source: ModelSource, opset: int) -> torch.onnx.ONNXProgram:
                 opset_version=opset,
                 dynamic_shapes=source.dynamic_shapes,
                 output_names=source.outputs,
-                verbose=False,
             )
         except Exception as error:
             reason = f"PyTorch's exporter fails: {one_line(_root(error))}"

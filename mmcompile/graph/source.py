@@ -11,7 +11,6 @@ import functools
 import hashlib
 import itertools
 import mmap
-import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,16 +133,17 @@ def _regular_file(path: Path) -> Path:
     try:
         file = path.resolve(strict=True)
         status = file.stat()
-        os.close(os.open(file, os.O_RDONLY | os.O_NONBLOCK))  # a pipe must not block
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise UnsupportedModelError("not-onnx", path, f"it is {kind}", "give an .onnx file")
+        with file.open("rb"):  # whether it may be read
+            pass
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise UsageError("model-missing", path, "there is no such file", "check the path") from None
     except (OSError, RuntimeError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         remedy = "check the file's permissions and links"
         raise UnsupportedModelError("model-unreadable", path, cause, remedy) from None
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise UnsupportedModelError("not-onnx", path, f"it is {kind}", "give an .onnx file")
     if not status.st_size:
         raise UnsupportedModelError("not-onnx", path, "it is empty", _FETCH_AGAIN)
     return file

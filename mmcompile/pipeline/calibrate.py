@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from mmcompile.cache import cache_folder, cache_key
 from mmcompile.calib.collect import ROW_LIMIT, ROWS_PER_SAMPLE, collect
 from mmcompile.calib.data import CalibrationData, hold_back, open_data
+from mmcompile.calib.instrument import WatchedTensor
 from mmcompile.calib.policy import watched_tensor
 from mmcompile.calib.stats import STATS_VERSION, ActivationStats
 from mmcompile.errors import UsageError
@@ -30,9 +34,7 @@ class Inputs:
     disjoint: bool
 
 
-def open_inputs(
-    prepared: Prepared, options: DataOptions, *, hold_back_some: bool = True
-) -> Inputs:
+def open_inputs(prepared: Prepared, options: DataOptions, *, hold_back_some: bool = True) -> Inputs:
     """Opens calibration and verification data and keeps them apart.
 
     Args:
@@ -40,6 +42,8 @@ def open_inputs(
         options: the data.
         hold_back_some: without data for verification, keep part of the calibration data for it.
     """
+    if options.calibration is None and options.verification is None:
+        return Inputs(None, None, disjoint=True)
     specs = input_specs(prepared.runnable)
 
     def opened(source: object) -> CalibrationData:
@@ -57,8 +61,6 @@ def open_inputs(
         held = opened(options.verification)
         seen = None if options.calibration is None else opened(options.calibration)
         return Inputs(seen, held, disjoint=True)
-    if options.calibration is None:
-        return Inputs(None, None, disjoint=True)
     data = opened(options.calibration)
     if not hold_back_some:
         return Inputs(data, None, disjoint=True)
@@ -78,7 +80,10 @@ def calibrated(
     """The statistics, and whether they came from the cache.
 
     The cache key is the content: the model's bytes, the samples, the watched tensors and the
-    thresholds. A damaged entry is computed anew.
+    thresholds. A damaged entry is computed anew; a cache that cannot be used costs time only.
+
+    Raises:
+        UsageError: there is no data.
     """
     if data is None:
         raise UsageError(
@@ -100,11 +105,10 @@ def calibrated(
         seed,
     )
     path = cache_folder() / "calibration" / f"{key}.npz"
-    if path.exists():
-        try:
-            return ActivationStats.load(path), True
-        except UsageError:
-            path.unlink(missing_ok=True)
+    found = _cached(path, watched)
+    if found is not None:
+        # The same samples may have come from another file, or may have been random by another name.
+        return dataclasses.replace(found, description=data.description, fit=data.fit), True
     stats = collect(
         prepared.source,
         prepared.runnable,
@@ -115,9 +119,17 @@ def calibrated(
         progress,
         seed,
     )
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         stats.save(path)
-    except OSError:
-        pass  # a cache that cannot be written costs the next run time, nothing else
     return stats, False
+
+
+def _cached(path: Path, watched: tuple[WatchedTensor, ...]) -> ActivationStats | None:
+    """A cache entry, or None where there is no usable one."""
+    with contextlib.suppress(OSError, UsageError):
+        if path.exists():
+            stats = ActivationStats.load(path)
+            if stats.tensors.keys() == {tensor.key for tensor in watched}:
+                return stats
+    return None

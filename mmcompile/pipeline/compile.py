@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
-from mmcompile.calib.policy import make_plan
 from mmcompile.errors import VerificationError
 from mmcompile.graph import ModelWriter, load_model
-from mmcompile.output import MODEL_FILE, StagedOutput, disk_errors
+from mmcompile.output import DATA_FILE, MODEL_FILE, StagedOutput, disk_errors
 from mmcompile.pack import pack_group
 from mmcompile.packed import PackedLinear
 from mmcompile.passes.rewrite_linears import packed_names, rewrite_linears
-from mmcompile.pipeline.calibrate import calibrated, open_inputs
-from mmcompile.pipeline.decision import Decision
+from mmcompile.pipeline.calibrate import open_inputs
+from mmcompile.pipeline.decision import Decision, decide
+from mmcompile.pipeline.files import FAILED, PLAN_FILE, REPORT_HTML, REPORT_JSON
+from mmcompile.pipeline.forecast import model_bytes
 from mmcompile.pipeline.options import CompileOptions, CompileResult
-from mmcompile.pipeline.prepare import Prepared, match_plan, prepare
-from mmcompile.pipeline.reporting import LayerFigures, build_report
-from mmcompile.pipeline.verification import Evidence, verify_models
-from mmcompile.plan import GroupPlan, QuantPlan, dump_plan, load_plan
+from mmcompile.pipeline.prepare import Prepared, prepare
+from mmcompile.pipeline.reporting import LayerFigures, Outcome, build_report
+from mmcompile.pipeline.stopwatch import Stopwatch
+from mmcompile.pipeline.verification import Evidence, check_demands, shortfall, verify_models
+from mmcompile.plan import GroupPlan, QuantPlan, dump_plan
 from mmcompile.progress import Progress, Silent
 from mmcompile.report.html import render_html
 from mmcompile.report.model import Report, VerificationReport, write_json
@@ -32,25 +32,7 @@ from mmcompile.sites import SiteGroup
 from mmcompile.target import parse_target
 from mmcompile.verify.nodes import layer_error
 
-PLAN_FILE = "plan.json"
-REPORT_JSON = "report.json"
-REPORT_HTML = "report.html"
-
-
-@dataclass
-class Stopwatch:
-    """Wall-clock seconds of named stages, in order."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Times the block as one stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+AnyArray = npt.NDArray[np.generic]
 
 
 def compile_model(
@@ -60,7 +42,7 @@ def compile_model(
 
     Args:
         path: the ONNX model.
-        options: what to do; the defaults need `data.calibration` or `plan`.
+        options: what to do; the default policy needs `data.calibration` or `plan`.
         progress: told how far the stages are.
 
     Returns:
@@ -76,11 +58,15 @@ def compile_model(
     watch = Stopwatch()
     with watch.stage("load"):
         prepared = prepare(Path(path), options.selection)
-    decision = _decide(prepared, options, progress, watch)
+        inputs = open_inputs(prepared, options.data)
+    check_demands(prepared, inputs.held_back, options.verify)
     if options.dry_run:
-        report = build_report(prepared, decision, target, options, {}, None, watch.seconds, 0)
+        decision = decide(prepared, inputs, options, progress, watch)
+        outcome = Outcome(watch.seconds, model_bytes(prepared, decision.decided))
+        report = build_report(prepared, decision, target, options, outcome)
         return CompileResult(decision.plan, report, (), passed=True)
     with StagedOutput(options.output, protect=prepared.source.files) as stage:
+        decision = decide(prepared, inputs, options, progress, watch)
         with watch.stage("rewrite"):
             rewritten = rewrite_linears(prepared.source.proto, decision.decided)
         with watch.stage("pack"):
@@ -88,53 +74,18 @@ def compile_model(
         verification = None
         if options.verify.enabled:
             with watch.stage("verify"):
-                evidence = Evidence(
-                    decision.inputs.held_back, decision.inputs.disjoint, decision.sampled_rows
-                )
+                evidence = Evidence(inputs.held_back, inputs.disjoint, decision.sampled_rows)
                 compiled = load_model(stage.folder / MODEL_FILE)
-                verification = verify_models(
-                    prepared, compiled, evidence, options.verify, progress
-                )
+                verification = verify_models(prepared, compiled, evidence, options.verify, progress)
         size = sum(file.stat().st_size for file in stage.folder.iterdir())
-        report = build_report(
-            prepared, decision, target, options, figures, verification, watch.seconds, size
-        )
+        outcome = Outcome(watch.seconds, size, figures, verification)
+        report = build_report(prepared, decision, target, options, outcome)
         _write_documents(decision.plan, report, stage.folder, options.html)
         if verification is not None and not verification.passed:
             _refuse(stage, verification)
         files = stage.commit()
+        _remove_stale(options.output, files)
     return CompileResult(decision.plan, report, files, passed=True)
-
-
-def _decide(
-    prepared: Prepared, options: CompileOptions, progress: Progress, watch: Stopwatch
-) -> Decision:
-    """The plan that was given, or one made from calibration data."""
-    inputs = open_inputs(prepared, options.data)
-    if options.plan is not None:
-        given = load_plan(options.plan)
-        decided, unplanned = match_plan(given, prepared, options.plan)
-        left = (*prepared.left_alone, *unplanned)
-        plan = QuantPlan(
-            given.version,
-            prepared.source.path.name,
-            given.policy,
-            given.parameters,
-            given.calibration,
-            tuple(group for _, group in decided),
-            left,
-        )
-        return Decision(plan, decided, inputs, None, cached=False)
-    with watch.stage("calibrate"):
-        stats, cached = calibrated(
-            prepared, inputs.calibration, options.policy.ratios, options.data.seed, progress
-        )
-    with watch.stage("plan"):
-        plan = make_plan(
-            prepared.groups, stats, options.policy, prepared.source, prepared.left_alone
-        )
-    decided = tuple(zip(prepared.groups, plan.groups, strict=True))
-    return Decision(plan, decided, inputs, stats, cached)
 
 
 def _write(
@@ -151,8 +102,7 @@ def _write(
         pairs = decision.decided
         for sites, plan in progress.track(pairs, "packing", len(pairs)):
             packed = pack_group(sites, plan, prepared.source)
-            arrays = (packed.order, packed.weight, packed.scales, packed.bias)
-            for name, array in zip(packed_names(plan.name), arrays, strict=True):
+            for name, array in zip(packed_names(plan.name), packed.constants(), strict=True):
                 writer.add(name, array)
             figures[plan.name] = _measure(prepared, decision, sites, plan, packed)
         packed_tensors = {name for _, plan in pairs for name in packed_names(plan.name)}
@@ -190,23 +140,27 @@ def _write_documents(plan: QuantPlan, report: Report, folder: Path, html: bool) 
             (folder / REPORT_HTML).write_text(page, encoding="utf-8")
 
 
+def _remove_stale(folder: Path, written: tuple[Path, ...]) -> None:
+    """Removes what an earlier run left and this one did not write: it speaks of another model."""
+    own = (DATA_FILE, REPORT_HTML, FAILED + REPORT_JSON, FAILED + REPORT_HTML)
+    with disk_errors(folder):
+        for path in {folder.absolute() / name for name in own}.difference(written):
+            path.unlink(missing_ok=True)
+
+
 def _refuse(stage: StagedOutput, verification: VerificationReport) -> NoReturn:
     """Keeps the report of a model that fails, but not the model.
 
     Raises:
         VerificationError: always.
     """
-    for file in tuple(stage.folder.iterdir()):
-        if file.name in (REPORT_JSON, REPORT_HTML):
-            file.rename(file.with_name(f"failed-{file.name}"))
-        else:
-            file.unlink()
+    with disk_errors(stage.folder):
+        for file in tuple(stage.folder.iterdir()):
+            if file.name in (REPORT_JSON, REPORT_HTML):
+                file.rename(file.with_name(FAILED + file.name))
+            else:
+                file.unlink()
     kept = stage.commit()
-    worst = min(verification.outputs, key=lambda o: -1.0 if o.cosine_mean is None else o.cosine_mean)
-    where = f"output {worst.name}"
-    reason = f"cosine similarity {worst.cosine_mean}, demanded was {verification.threshold}"
-    if verification.first_bad_layer:
-        reason += f"; first bad layer: {verification.first_bad_layer}"
-    shown = kept[0] if kept else "the report"
-    remedy = f"see {shown}; use more bits, exclude layers, or lower --fail-below"
+    where, reason = shortfall(verification)
+    remedy = f"see {kept[0]}; use more bits, exclude layers, or lower --fail-below"
     raise VerificationError("verification-failed", where, reason, remedy)

@@ -1,16 +1,23 @@
-"""What the stages before packing decided about a model."""
+"""What the stages before packing decide about a model: a plan given, or one made from data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from mmcompile.calib.policy import watched_tensor
+from mmcompile.calib.policy import make_plan, watched_tensor
 from mmcompile.calib.stats import ActivationStats, TensorStats
-from mmcompile.pipeline.calibrate import Inputs
-from mmcompile.plan import GroupPlan, QuantPlan
+from mmcompile.pipeline.calibrate import Inputs, calibrated
+from mmcompile.pipeline.options import CompileOptions
+from mmcompile.pipeline.prepare import Prepared, match_plan
+from mmcompile.pipeline.stopwatch import Stopwatch
+from mmcompile.pipeline.uncalibrated import decides_without_data, plan_without_data
+from mmcompile.plan import GroupPlan, QuantPlan, load_plan
+from mmcompile.progress import Progress
 from mmcompile.sites import SiteGroup
 
 
@@ -22,7 +29,7 @@ class Decision:
         plan: the plan.
         decided: the model's groups with their plans, in graph order.
         inputs: the data of the run.
-        stats: the statistics that the plan came from; None where a plan was given.
+        stats: the statistics that the plan came from; None where it came from none.
         cached: whether the statistics came from the cache.
     """
 
@@ -47,3 +54,46 @@ class Decision:
             if sites.input == tensor:
                 return self.rows(sites)
         return None
+
+
+def decide(
+    prepared: Prepared,
+    inputs: Inputs,
+    options: CompileOptions,
+    progress: Progress,
+    watch: Stopwatch,
+) -> Decision:
+    """The plan that was given, or one made from calibration data.
+
+    Raises:
+        UsageError: the plan is not for this model, or the policy needs data and there is none.
+    """
+    if options.plan is not None:
+        return _given(prepared, inputs, options.plan)
+    stats, cached = None, False
+    if inputs.calibration is None and decides_without_data(options.policy):
+        plan = plan_without_data(prepared, options.policy)
+    else:
+        with watch.stage("calibrate"):
+            stats, cached = calibrated(
+                prepared, inputs.calibration, options.policy.ratios, options.data.seed, progress
+            )
+        with watch.stage("plan"):
+            plan = make_plan(
+                prepared.groups, stats, options.policy, prepared.source, prepared.left_alone
+            )
+    decided = tuple(zip(prepared.groups, plan.groups, strict=True))
+    return Decision(plan, decided, inputs, stats, cached)
+
+
+def _given(prepared: Prepared, inputs: Inputs, path: Path) -> Decision:
+    """The plan of a file, with the linears that it does not mention left alone."""
+    given = load_plan(path)
+    decided, unplanned = match_plan(given, prepared, path)
+    plan = msgspec.structs.replace(
+        given,
+        model=prepared.source.path.name,
+        groups=tuple(group for _, group in decided),
+        left_alone=(*prepared.left_alone, *unplanned),
+    )
+    return Decision(plan, decided, inputs, None, cached=False)

@@ -12,8 +12,10 @@ from mmcompile.errors import UsageError
 from mmcompile.output import disk_errors
 from mmcompile.passes.find_linears import Selection
 from mmcompile.pipeline.calibrate import calibrated, open_inputs
+from mmcompile.pipeline.files import check_target, write_text
 from mmcompile.pipeline.options import DataOptions
 from mmcompile.pipeline.prepare import Prepared, prepare
+from mmcompile.pipeline.uncalibrated import decides_without_data, plan_without_data
 from mmcompile.plan import dump_plan
 from mmcompile.progress import Progress
 
@@ -21,6 +23,7 @@ from mmcompile.progress import Progress
 def make_plan_file(
     model: Path,
     output: Path,
+    *,
     data: DataOptions,
     policy: Policy,
     selection: Selection,
@@ -32,7 +35,7 @@ def make_plan_file(
 
     Args:
         model: the ONNX model.
-        output: the plan to write.
+        output: the plan to write; not one of the files that are read.
         data: calibration data; not needed with `shards`. All of it is used: nothing is held back.
         policy: how precision is assigned.
         selection: which linears to take.
@@ -40,22 +43,47 @@ def make_plan_file(
         save_stats: where to write the statistics, or None.
         progress: told how far calibration is.
     """
+    _check_sources(data, shards, save_stats)
     prepared = prepare(model, selection)
-    if shards:
-        stats = _merged(prepared, shards)
+    for target in (output, save_stats):
+        if target is not None:
+            check_target(target, (*prepared.source.files, *shards))
+    if shards or data.calibration is not None or not decides_without_data(policy):
+        stats = _statistics(prepared, data, policy, shards, progress)
+        plan = make_plan(prepared.groups, stats, policy, prepared.source, prepared.left_alone)
+        if save_stats is not None:
+            with disk_errors(save_stats):
+                stats.save(save_stats)
     else:
-        inputs = open_inputs(prepared, data, hold_back_some=False)
-        stats, _ = calibrated(prepared, inputs.calibration, policy.ratios, data.seed, progress)
-    plan = make_plan(prepared.groups, stats, policy, prepared.source, prepared.left_alone)
-    if save_stats is not None:
-        with disk_errors(save_stats):
-            stats.save(save_stats)
-    with disk_errors(output):
-        partial = output.with_name(f"{output.name}.partial")
-        partial.write_text(dump_plan(plan), encoding="utf-8")
-        partial.replace(output)
+        plan = plan_without_data(prepared, policy)
+    write_text(output, dump_plan(plan))
     bits = plan.mean_weight_bits()
     return f"wrote {output}: {len(plan.groups)} groups, {bits:.2f} bits per weight on average"
+
+
+def _check_sources(data: DataOptions, shards: tuple[Path, ...], save_stats: Path | None) -> None:
+    """Refuses sources of statistics that contradict each other."""
+    if shards and data.calibration is not None:
+        reason = "statistics and data were both given"
+        remedy = "save the data's statistics with --save-stats first, then merge all with --stats"
+        raise UsageError("two-sources", "--stats", reason, remedy)
+    if save_stats is not None and not shards and data.calibration is None:
+        reason = "there is no data to take statistics from"
+        raise UsageError("no-calibration-data", "--save-stats", reason, "give --calib, too")
+
+
+def _statistics(
+    prepared: Prepared,
+    data: DataOptions,
+    policy: Policy,
+    shards: tuple[Path, ...],
+    progress: Progress,
+) -> ActivationStats:
+    if shards:
+        return _merged(prepared, shards)
+    inputs = open_inputs(prepared, data, hold_back_some=False)
+    stats, _ = calibrated(prepared, inputs.calibration, policy.ratios, data.seed, progress)
+    return stats
 
 
 def _merged(prepared: Prepared, shards: tuple[Path, ...]) -> ActivationStats:
@@ -78,7 +106,7 @@ def _merged(prepared: Prepared, shards: tuple[Path, ...]) -> ActivationStats:
     join = functools.partial(merge, max_rows=ROW_LIMIT)
     return ActivationStats(
         {key: functools.reduce(join, (s.tensors[key] for s in loaded)) for key in keys},
-        " + ".join(dict.fromkeys(stats.description for stats in loaded)),
+        " + ".join(sorted({stats.description for stats in loaded})),
         all(stats.fit for stats in loaded),
         sum(stats.masked_tokens for stats in loaded),
     )

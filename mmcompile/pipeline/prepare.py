@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import onnx
@@ -44,15 +45,17 @@ class Prepared:
     @property
     def opset(self) -> int:
         """Version of the default ONNX domain."""
-        return next(
-            entry.version
-            for entry in self.source.proto.opset_import
-            if entry.domain in ("", "ai.onnx")
-        )
+        versions = {entry.domain: entry.version for entry in self.source.proto.opset_import}
+        return int(versions.get("") or versions["ai.onnx"])
 
 
 def prepare(path: Path, selection: Selection) -> Prepared:
-    """Reads a model and finds its linears."""
+    """Reads a model and finds its linears.
+
+    Raises:
+        UsageError: there is no such file, or a pattern of the selection matches nothing.
+        UnsupportedModelError: the model cannot be read, or mmcompile wrote it.
+    """
     source = load_model(path)
     source = dataclasses.replace(source, proto=name_nodes(source.proto))
     if any(node.op_type == "MicroMixLinear" for node in source.proto.graph.node):
@@ -62,11 +65,31 @@ def prepare(path: Path, selection: Selection) -> Prepared:
             "the model holds MicroMixLinear nodes: mmcompile has compiled it before",
             "compile the original model",
         )
+    for option, patterns in (("--include", selection.include), ("--exclude", selection.exclude)):
+        for pattern in patterns:
+            _check_pattern(source, option, pattern)
     linears = find_linears(source, selection)
     runnable = source.proto
     if uses_bfloat16(runnable):
         runnable = upcast_bfloat16(runnable)
     return Prepared(source, group_sites(linears.sites), linears.left_alone, runnable)
+
+
+def _check_pattern(source: SourceModel, option: str, pattern: str) -> None:
+    """Refuses a pattern without effect: a typing error would quantize what was to be kept.
+
+    Raises:
+        UsageError: no linear layer matches it.
+    """
+    linears = find_linears(source, Selection(exclude=(pattern,)))
+    if any(e.code == "excluded" or fnmatchcase(e.node, pattern) for e in linears.left_alone):
+        return
+    names = [site.node for site in linears.sites]
+    remedy = "use shell patterns on the names that `mmcompile inspect -v` lists"
+    if names:
+        remedy += f", such as '{names[0]}'"
+    reason = f"no linear layer's node or weight matches '{pattern}'"
+    raise UsageError("pattern-without-match", option, reason, remedy)
 
 
 def input_specs(proto: onnx.ModelProto) -> tuple[InputSpec, ...]:
@@ -105,7 +128,8 @@ def match_plan(
         UsageError: the plan speaks of another model.
     """
     planned = {group.nodes: group for group in plan.groups}
-    pairs, unplanned = [], []
+    pairs: list[tuple[SiteGroup, GroupPlan]] = []
+    unplanned: list[LeftAlone] = []
     for sites in prepared.groups:
         nodes = tuple(site.node for site in sites.sites)
         decision = planned.pop(nodes, None)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import importlib.metadata
+import math
+import os
 import platform
 import resource
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import onnx
 
 from mmcompile import __version__
 from mmcompile.calib.stats import TensorStats
+from mmcompile.output import MODEL_FILE
 from mmcompile.pipeline.decision import Decision
+from mmcompile.pipeline.files import PLAN_FILE
 from mmcompile.pipeline.options import CompileOptions
 from mmcompile.pipeline.prepare import Prepared
 from mmcompile.plan import GroupPlan
@@ -34,6 +39,10 @@ from mmcompile.report.model import (
 from mmcompile.sites import SiteGroup
 from mmcompile.target import Target
 
+BLOCK = 32
+"""Channels that every segment's length is a multiple of."""
+UNFIT = "(unfit: random numbers)"
+"""How a plan's description of its calibration ends where the inputs were random."""
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnx-graphsurgeon", "polygraphy")
 
 
@@ -46,75 +55,78 @@ class LayerFigures:
     output_cosine: float | None = None
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        seconds: time per stage.
+        model_bytes: size of the compiled model; an estimate for a dry run.
+        figures: what packing measured, by group name; empty for a dry run.
+        verification: the comparison with the original, if one was made.
+    """
+
+    seconds: Mapping[str, float]
+    model_bytes: int
+    figures: Mapping[str, LayerFigures] = field(default_factory=dict)
+    verification: VerificationReport | None = None
+
+
 def build_report(
     prepared: Prepared,
     decision: Decision,
     target: Target,
     options: CompileOptions,
-    figures: Mapping[str, LayerFigures],
-    verification: VerificationReport | None,
-    seconds: Mapping[str, float],
-    written_bytes: int,
+    outcome: Outcome,
 ) -> Report:
-    """The report of a run.
-
-    Args:
-        prepared: the model.
-        decision: its plan.
-        target: the GPU.
-        options: what was asked.
-        figures: what packing measured, by group name; empty for a dry run.
-        verification: the comparison with the original, if one was made.
-        seconds: time per stage.
-        written_bytes: size of the compiled model; 0 estimates it from the plan.
-    """
+    """The report of a run: the model, its plan, the GPU, what was asked and what came out."""
     source = prepared.source
     plan = decision.plan
+    nothing = LayerFigures()
     layers = tuple(
-        _layer(prepared, decision, sites, group, figures.get(group.name, LayerFigures()))
+        _layer(decision.tensor_stats(sites), sites, group, outcome.figures.get(group.name, nothing))
         for sites, group in decision.decided
     )
-    saved = sum(layer.bytes_before - layer.bytes_after for layer in layers)
-    parameters = sum(int(np.prod(t.dims)) for t in source.proto.graph.initializer)
-    granularity = plan.parameters.get("granularity", 32)
+    granularity = plan.parameters.get("granularity")
     return Report(
         version=REPORT_VERSION,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=options.command,
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        command=_text(options.command),
         versions=_versions(),
         model=ModelInfo(
-            path=str(source.path),
+            path=_text(source.path),
             bytes_before=source.size_bytes,
-            bytes_after=written_bytes or source.size_bytes - saved,
-            parameters=parameters,
+            bytes_after=outcome.model_bytes,
+            parameters=sum(math.prod(t.dims) for t in source.proto.graph.initializer),
             opset=prepared.opset,
             dtype=_dtype(decision),
+            estimated=options.dry_run,
         ),
         target=TargetInfo(name=target.name, description=_describe(target, decision)),
         policy=PolicyInfo(
             name=plan.policy,
             parameters=plan.parameters,
-            granularity_channels=int(granularity),
+            granularity_channels=granularity if isinstance(granularity, int) else BLOCK,
         ),
-        calibration=_calibration(decision, seconds),
+        calibration=_calibration(decision, options, outcome.seconds),
         layers=layers,
         left_alone=plan.left_alone,
-        verification=verification,
-        stages=tuple(StageTime(name=name, seconds=value) for name, value in seconds.items()),
+        verification=outcome.verification,
+        stages=tuple(
+            StageTime(name=name, seconds=value) for name, value in outcome.seconds.items()
+        ),
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         reproduce=_reproduce(prepared, options),
     )
 
 
 def _layer(
-    prepared: Prepared,
-    decision: Decision,
+    stats: TensorStats | None,
     sites: SiteGroup,
     group: GroupPlan,
     figures: LayerFigures,
 ) -> LayerReport:
     profile: tuple[tuple[float, ...], tuple[float, ...], int] = ((), (), 1)
-    stats = decision.tensor_stats(sites)
     if stats is not None:
         profile = channel_profile(*_ordered_magnitudes(stats, group))
     largest, mean, step = profile
@@ -139,9 +151,7 @@ def _layer(
     )
 
 
-def _ordered_magnitudes(
-    stats: TensorStats, group: GroupPlan
-) -> tuple[np.ndarray, np.ndarray]:
+def _ordered_magnitudes(stats: TensorStats, group: GroupPlan) -> tuple[np.ndarray, np.ndarray]:
     """max|x| and mean|x| in the chosen order; padding channels are zero."""
     order = group.channel_order()
     real = order >= 0
@@ -152,15 +162,15 @@ def _ordered_magnitudes(
     )
 
 
-def _calibration(decision: Decision, seconds: Mapping[str, float]) -> CalibrationInfo:
-    stats = decision.stats
+def _calibration(
+    decision: Decision, options: CompileOptions, seconds: Mapping[str, float]
+) -> CalibrationInfo:
+    stats, description = decision.stats, decision.plan.calibration
     if stats is None:
-        return CalibrationInfo(
-            description=f"plan given; it was made from: {decision.plan.calibration}",
-            samples=None,
-            tokens=None,
-            fit="unfit" not in decision.plan.calibration,
-        )
+        if options.plan is not None:
+            description = f"plan given; it was made from: {description}"
+        fit = not decision.plan.calibration.endswith(UNFIT)
+        return CalibrationInfo(description=description, samples=None, tokens=None, fit=fit)
     return CalibrationInfo(
         description=stats.description,
         samples=stats.samples,
@@ -205,11 +215,16 @@ def _versions() -> dict[str, str]:
 
 
 def _reproduce(prepared: Prepared, options: CompileOptions) -> tuple[str, ...]:
-    output = options.output
-    compiled = shlex.quote(str(output / "model.onnx"))
-    plan = shlex.quote(str(output / "plan.json"))
-    original = shlex.quote(str(prepared.source.path))
-    lines = [options.command] if options.command else []
+    compiled, plan, original = (
+        shlex.quote(_text(path))
+        for path in (options.output / MODEL_FILE, options.output / PLAN_FILE, prepared.source.path)
+    )
+    lines = [_text(options.command)] if options.command else []
     lines.append(f"mmcompile {original} --gpu {options.gpu} --plan {plan} -o OTHER")
     lines.append(f"polygraphy run {original} {compiled} --onnxrt --atol 0.1 --rtol 0.1")
     return tuple(lines)
+
+
+def _text(value: str | Path) -> str:
+    """A path or command as text that a file in UTF-8 can hold, whatever bytes are in its names."""
+    return os.fsencode(value).decode("utf-8", "replace")

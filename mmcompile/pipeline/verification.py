@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ class Evidence:
 
     data: CalibrationData | None
     disjoint: bool = True
-    rows: Rows = lambda name: None  # noqa: E731
+    rows: Rows = lambda _: None
 
 
 def verify_files(
@@ -59,8 +59,47 @@ def verify_files(
     """Compares two models on disk; `data.verification` names the inputs."""
     prepared = prepare(original, Selection(heads=True))
     inputs = open_inputs(prepared, data)
+    check_demands(prepared, inputs.held_back, options)
     evidence = Evidence(inputs.held_back)
     return verify_models(prepared, load_model(compiled), evidence, options, progress)
+
+
+def check_demands(prepared: Prepared, data: CalibrationData | None, options: VerifyOptions) -> None:
+    """Refuses, before any work is done, demands that could not be checked in the end.
+
+    Raises:
+        UsageError: `fail_below` is asked for and the models will not be run, or there is no such
+            output as `logits` names.
+    """
+    logit_outputs(prepared.source, options)
+    if options.fail_below is None:
+        return
+    if not options.enabled:
+        reason, remedy = "verification is switched off", "leave --no-verify out"
+    elif prepared.is_bfloat16:
+        reason = "the model is bfloat16, which ONNX Runtime cannot run on the CPU"
+        remedy = "leave it out; every node is checked against the specification instead"
+    elif data is None:
+        reason, remedy = (
+            "there are no inputs to run the models with",
+            "give --calib or --verify-data",
+        )
+    else:
+        return
+    raise UsageError("fail-below-unmeasured", "--fail-below", reason, remedy)
+
+
+def shortfall(report: VerificationReport) -> tuple[str, str]:
+    """Where a failed verification failed, and by how much, in words."""
+    if not report.outputs:
+        return "MicroMixLinear nodes", report.note or "they differ from the specification"
+    worst = min(report.outputs, key=lambda o: -2.0 if o.cosine_mean is None else o.cosine_mean)
+    if worst.cosine_mean is None:
+        return f"output {worst.name}", report.note or "it cannot be compared"
+    reason = f"mean cosine similarity {worst.cosine_mean:.6f}, demanded was {report.threshold}"
+    if report.first_bad_layer:
+        reason += f"; first bad layer: {report.first_bad_layer}"
+    return f"output {worst.name}", reason
 
 
 def verify_models(
@@ -84,14 +123,14 @@ def verify_models(
             f"{excess:.2f} of the derived error bound"
         )
         if excess > 1:
-            return _report(options, "sampled activations", 0, {}, {}, prepared, notes, passed=False)
+            found = _Found("sampled activations", notes)
+            return _report(prepared, options, found, passed=False)
     if prepared.is_bfloat16:
         notes.insert(0, "ONNX Runtime's CPU provider has no bfloat16, so no whole model was run")
-        return _report(options, "sampled activations", 0, {}, {}, prepared, notes, passed=True)
+        return _report(prepared, options, _Found("sampled activations", notes), passed=True)
     if evidence.data is None:
         notes.append("the models were not run: no inputs were given (--calib or --verify-data)")
-        passed = options.fail_below is None
-        return _report(options, "none", 0, {}, {}, prepared, notes, passed=passed)
+        return _report(prepared, options, _Found("none", notes), passed=True)
     if not evidence.disjoint:
         notes.append("too few samples to hold any back: these inputs are those of calibration")
     samples = take_samples(prepared, evidence.data, options.samples)
@@ -102,16 +141,8 @@ def verify_models(
     layers: dict[str, Agreement] = {}
     if options.layers or missed:
         layers = compare_layers(source, compiled, _layers(prepared, compiled), samples, progress)
-    return _report(
-        options,
-        evidence.data.description,
-        len(samples),
-        outputs,
-        layers,
-        prepared,
-        notes,
-        passed=not missed,
-    )
+    found = _Found(evidence.data.description, notes, len(samples), outputs, layers)
+    return _report(prepared, options, found, passed=not missed)
 
 
 def take_samples(prepared: Prepared, data: CalibrationData, limit: int) -> list[Sample]:
@@ -167,9 +198,7 @@ def _worst_node(
     prepared: Prepared, compiled: SourceModel, rows_of: Rows, progress: Progress
 ) -> float:
     """The largest error of any node against the specification, in units of its bound."""
-    types = {
-        site.output: site.elem_type for sites in prepared.groups for site in sites.sites
-    }
+    types = {site.output: site.elem_type for sites in prepared.groups for site in sites.sites}
     worst = 0.0
     total = len(compiled_nodes(compiled))
     for node, plan, packed in progress.track(read_nodes(compiled), "checking nodes", total):
@@ -178,9 +207,7 @@ def _worst_node(
             random = np.random.default_rng(plan.in_channels)
             rows = random.standard_normal((NODE_ROWS, plan.in_channels), dtype=np.float32)
         elem_type = types.get(node.outputs[0], onnx.TensorProto.FLOAT)
-        worst = max(
-            worst, node_excess(plan, packed, rows[:NODE_ROWS], elem_type, prepared.opset)
-        )
+        worst = max(worst, node_excess(plan, packed, rows[:NODE_ROWS], elem_type, prepared.opset))
     return worst
 
 
@@ -191,36 +218,39 @@ def _misses(outputs: dict[str, Agreement], bound: float | None) -> bool:
     return bound is not None and any(math.isnan(c) or c < bound for c in cosines)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What a comparison found: the inputs in words, notes, and agreement by name."""
+
+    inputs: str
+    notes: list[str]
+    samples: int = 0
+    outputs: Mapping[str, Agreement] = field(default_factory=dict)
+    layers: Mapping[str, Agreement] = field(default_factory=dict)
+
+
 def _report(
-    options: VerifyOptions,
-    inputs: str,
-    samples: int,
-    outputs: dict[str, Agreement],
-    layers: dict[str, Agreement],
-    prepared: Prepared,
-    notes: list[str],
-    *,
-    passed: bool,
+    prepared: Prepared, options: VerifyOptions, found: _Found, *, passed: bool
 ) -> VerificationReport:
     logits = logit_outputs(prepared.source, options)
-    notes += [f"{name}: {found.mismatch}" for name, found in outputs.items() if found.mismatch]
+    mismatches = [f"{name}: {o.mismatch}" for name, o in found.outputs.items() if o.mismatch]
     bound = options.fail_below
     return VerificationReport(
-        inputs=inputs,
-        samples=samples,
+        inputs=found.inputs,
+        samples=found.samples,
         outputs=tuple(
-            _output(value, outputs[value.name], value.name in logits)
+            _output(value, found.outputs[value.name], value.name in logits)
             for value in prepared.source.proto.graph.output
-            if value.name in outputs
+            if value.name in found.outputs
         ),
         layers=tuple(
-            LayerError(name=name, cosine=found.cosine_mean, sqnr_db=found.sqnr_db)
-            for name, found in layers.items()
+            LayerError(name=name, cosine=layer.cosine_mean, sqnr_db=layer.sqnr_db)
+            for name, layer in found.layers.items()
         ),
-        first_bad_layer=first_below(layers, bound or BAD_LAYER_COSINE),
+        first_bad_layer=first_below(found.layers, BAD_LAYER_COSINE if bound is None else bound),
         threshold=None if bound is None else f"mean cosine of every output at least {bound:g}",
         passed=passed,
-        note="; ".join(notes) or None,
+        note="; ".join([*found.notes, *mismatches]) or None,
     )
 
 

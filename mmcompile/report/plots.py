@@ -394,8 +394,9 @@ def _log_range(values: Points) -> tuple[float, float]:
 
 
 def _log_within(values: Points, low: float, high: float) -> Points:
+    """Common logarithms, zeros on the floor; NaN stays and leaves a gap."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        logarithms: Points = np.nan_to_num(np.log10(values), nan=low).clip(low, high)
+        logarithms: Points = np.log10(values).clip(low, high)
     return logarithms
 
 

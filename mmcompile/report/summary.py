@@ -305,11 +305,12 @@ def seconds_text(seconds: float | None) -> str:
     """A time span."""
     if seconds is None:
         return UNMEASURED
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{1000 * seconds:.0f} ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60} s"
 
 
 def _or_infinity(value: float | None) -> float:

@@ -1,11 +1,10 @@
-"""Reads the `MicroMixLinear` nodes back from a compiled model: what is verified is what was written."""
+"""Reads the `MicroMixLinear` nodes of a compiled model, so that what was written is verified."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-
 
 import numpy as np
 import onnx
@@ -15,7 +14,7 @@ from mmcompile.errors import UnsupportedModelError
 from mmcompile.formats import BLOCK_FORMATS
 from mmcompile.graph import SourceModel
 from mmcompile.packed import PackedLinear
-from mmcompile.plan import PADDING, GroupPlan, Segment, format_order
+from mmcompile.plan import PADDING, GroupPlan, Segment, find_problem, format_order
 
 
 @dataclass(frozen=True)
@@ -82,17 +81,19 @@ def read_nodes(model: SourceModel) -> Iterator[tuple[CompiledNode, GroupPlan, Pa
                 act_tensor_scale=attributes["act_tensor_scale"],
                 weight_tensor_scale=attributes["weight_tensor_scale"],
             )
-            shapes = (order.shape, weight.shape, scales.shape, bias.shape)
+            if problem := find_problem(plan):
+                raise ValueError(problem)
+            found = [f"{a.dtype}{list(a.shape)}" for a in (order, weight, scales, bias)]
             rows = weight.shape[0]
-            expected = (
-                (plan.padded_channels,),
-                (rows, plan.row_bytes),
-                (rows, plan.scale_bytes),
-                (rows,),
-            )
-            if shapes != expected:
-                raise ValueError(f"its constants are {shapes}, its attributes ask for {expected}")
-        except (KeyError, ValueError, IndexError) as error:
+            expected = [
+                f"int32[{plan.padded_channels}]",
+                f"int8[{rows}, {plan.row_bytes}]",
+                f"int8[{rows}, {plan.scale_bytes}]",
+                f"float32[{rows}]",
+            ]
+            if found != expected:
+                raise ValueError(f"its constants are {found}, its attributes ask for {expected}")
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             where = f"node {node.name}"
             raise UnsupportedModelError("node-malformed", where, str(error), remedy) from error
         yield compiled, plan, PackedLinear(order, weight, scales, bias, math.nan)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 
 @dataclass
@@ -58,7 +59,10 @@ class Agreement:
     def _add_logits(self, reference: Array, value: Array) -> None:
         log_p = _log_softmax(reference)
         log_q = _log_softmax(value)
-        self.kl_sum += float((np.exp(log_p) * (log_p - log_q)).sum())
+        p = np.exp(log_p)
+        # A masked token has the logit -inf on both sides and adds nothing.
+        ratio = np.subtract(log_p, log_q, out=np.zeros_like(p), where=p > 0)
+        self.kl_sum += float((p * ratio).sum())
         self.agreed += int((reference.argmax(-1) == value.argmax(-1)).sum())
         self.rows += reference.shape[0]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile import ops
@@ -15,12 +17,12 @@ from mmcompile.packed import PackedLinear, dequantize_activations, dequantize_we
 from mmcompile.plan import GroupPlan
 from mmcompile.session import open_session
 from mmcompile.sites import SiteGroup
-from mmcompile.verify.metrics import cosine, decibel
+from mmcompile.verify.metrics import decibel
 
 F32 = npt.NDArray[np.float32]
 MEASURED_ROWS = 64
 """Token rows that a layer's error is measured on."""
-_UNIT_ROUNDOFF = {
+_UNIT_ROUNDOFF: dict[int, float] = {
     TensorProto.FLOAT: 0.0,
     TensorProto.FLOAT16: 2.0**-11,
     TensorProto.BFLOAT16: 2.0**-8,
@@ -48,9 +50,11 @@ def layer_error(
         outputs.append(rows @ (weight if site.channels_first else weight.T))
     exact = np.concatenate(outputs, axis=1)
     quantized = dequantize_activations(rows, plan) @ dequantize_weight(packed, plan).T
-    error = (quantized - exact).astype(np.float64)
-    signal = float((exact.astype(np.float64) ** 2).sum())
-    return LayerError(decibel(signal, float((error**2).sum())), cosine(exact, quantized))
+    error = quantized - exact
+    signal, noise = (float(np.vdot(values, values)) for values in (exact, error))
+    lengths = math.sqrt(signal * float(np.vdot(quantized, quantized)))
+    cosine = float(np.vdot(exact, quantized)) / lengths if lengths else float(noise == 0)
+    return LayerError(decibel(signal, noise), min(1.0, cosine))
 
 
 def node_excess(
@@ -76,7 +80,10 @@ def node_excess(
     bound += _UNIT_ROUNDOFF[elem_type] * (np.abs(exact) + bound)
     if elem_type == TensorProto.FLOAT16:  # half a step of its subnormals
         bound += 2.0**-25
-    return float(np.max(np.abs(actual.astype(np.float64) - exact) / bound, initial=0.0))
+    excess = np.abs(actual.astype(np.float64) - exact) / bound
+    excess[np.isnan(excess)] = np.inf  # a NaN on one side only; no bound allows it
+    excess[np.isnan(exact) & np.isnan(actual)] = 0.0
+    return float(np.max(excess, initial=0.0))
 
 
 def _run(
@@ -86,7 +93,8 @@ def _run(
     elem_type: int,
     opset: int,
 ) -> npt.NDArray[np.generic]:
-    constants = {
+    attributes: dict[str, Any] = ops.node_attributes(plan)
+    constants: dict[str, npt.NDArray[Any]] = {
         "order": packed.order,
         "weight": packed.weight,
         "scales": packed.scales,
@@ -98,7 +106,7 @@ def _run(
         ["y"],
         name=plan.name,
         domain=ops.DOMAIN,
-        **ops.node_attributes(plan),
+        **attributes,
     )
     # The bytes of bfloat16 pass through the runtime's Python interface as float32.
     before = [helper.make_node("Cast", ["x_float"], ["x"], to=elem_type)]
@@ -119,13 +127,5 @@ def _run(
         functions=[ops.function_proto(opset, half_blocks=ops.needs_half_blocks([plan]))],
         ir_version=10,
     )
-    return _first_output(model, rows)
-
-
-def _first_output(
-    model: onnx.ModelProto, rows: npt.NDArray[np.generic]
-) -> npt.NDArray[np.generic]:
-    from pathlib import Path
-
     session = open_session(model, Path())
     return np.asarray(session.run(None, {"x_float": rows.astype(np.float32)})[0])

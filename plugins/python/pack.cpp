@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include "threads.h"
@@ -23,11 +24,12 @@ namespace {
 constexpr int kLanes = 16;
 // Rows per tile: long runs of memory where rows are contiguous (64 fp32 are four cache lines), few
 // rows where channels are, so that a tile's rows stay in the cache while channels are gathered.
-constexpr int kContiguousTile = TILE;
+constexpr int kContiguousTile = 128;
 constexpr int kGatherTile = kLanes;
 constexpr int kWordBits = 32;
 
 using Group = float[kSegmentStep][kLanes];
+constexpr int kGroupSize = kSegmentStep * kLanes;
 
 template <class T>
 constexpr float widen(T value);
@@ -57,7 +59,10 @@ struct Tile {
   const Layout& layout;
   std::int64_t first_row;
   int rows;           // at most kContiguousTile
-  int next_rows;      // rows of the tile that follows, 0 if another thread may take it
+  std::int64_t rows_left;  // rows from first_row on that this thread is to pack
+  const std::int32_t* gather_order;        // the order with 0 for kPadding
+  std::span<const std::int32_t> paddings;  // the positions that hold kPadding
+  void* gathered;  // unless rows are contiguous: room for kLanes × K_pad values
   std::uint8_t* codes;   // of first_row
   std::uint8_t* scales;  // of first_row
   std::int64_t row_bytes;
@@ -70,21 +75,22 @@ template <class T>
 [[gnu::always_inline]] inline void load_contiguous(const Tile& tile, const std::int32_t* channels,
                                                    Group* groups) {
   const T* base = static_cast<const T*>(tile.source.data) + tile.first_row;
+  const int full_groups = tile.rows / kLanes;
+  const int rest = tile.rows % kLanes;
   for (int c = 0; c < kSegmentStep; ++c) {
-    const T* run = base + channels[c] * tile.source.channel_stride;
-    for (int first = 0; first < tile.rows; first += kLanes) {
-      float* lanes = groups[first / kLanes][c];
-      const int count = std::min(kLanes, tile.rows - first);
-      if (channels[c] == kPadding) {
+    float* lanes = groups[0][c];
+    if (channels[c] == kPadding) {
+      for (int first = 0; first < tile.rows; first += kLanes, lanes += kGroupSize)
         std::memset(lanes, 0, kLanes * sizeof(float));
-      } else if (count == kLanes) {
-#pragma omp simd
-        for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = widen(run[first + lane]);
-      } else {
-        for (int lane = 0; lane < kLanes; ++lane)
-          lanes[lane] = lane < count ? widen(run[first + lane]) : 0.0f;
-      }
+      continue;
     }
+    const T* run = base + channels[c] * tile.source.channel_stride;
+    for (int g = 0; g < full_groups; ++g, run += kLanes, lanes += kGroupSize) {
+#pragma omp simd
+      for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = widen(run[lane]);
+    }
+    if (rest == 0) continue;
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane < rest ? widen(run[lane]) : 0.0f;
   }
 }
 
@@ -101,33 +107,72 @@ template <class T>
   }
 }
 
-// Copies 32 channels of up to 16 rows from any layout, element by element.
+// Copies the rows of a tile in channel order, from any layout, to T[kLanes, K_pad]. Reading a row's
+// channels in their new order jumps about in it, which no hardware prefetcher follows; so the next
+// row is asked for meanwhile.
 template <class T>
-[[gnu::always_inline]] inline void load_gather(const Tile& tile, const std::int32_t* channels,
-                                               Group& group) {
-  std::int64_t offsets[kSegmentStep];
-  for (int c = 0; c < kSegmentStep; ++c)
-    offsets[c] = channels[c] == kPadding ? 0 : channels[c] * tile.source.channel_stride;
-  if (tile.rows < kLanes) std::memset(group, 0, sizeof group);
+[[gnu::always_inline]] inline void gather_rows(const Tile& tile) {
+  const auto padded = tile.layout.channels();
+  const std::int64_t channels = tile.source.channels;
+  const std::int64_t stride = tile.source.channel_stride;
+  const std::int32_t* order = tile.gather_order;
   const T* row = static_cast<const T*>(tile.source.data) + tile.first_row * tile.source.row_stride;
-  for (int lane = 0; lane < tile.rows; ++lane, row += tile.source.row_stride) {
+  T* ordered = static_cast<T*>(tile.gathered);
+  for (int r = 0; r < tile.rows; ++r) {
+    const T* next_row = row + tile.source.row_stride;
+    if (stride == 1) {
+      for (std::int64_t c = 0; c < padded; c += kSegmentStep) {
 #pragma GCC unroll 32
-    for (int c = 0; c < kSegmentStep; ++c) group[c][lane] = widen(row[offsets[c]]);
+        for (int i = 0; i < kSegmentStep; ++i) ordered[c + i] = row[order[c + i]];
+        if (r + 1 >= tile.rows_left) continue;
+        for (std::int64_t p = c; p < std::min(c + kSegmentStep, channels); p += 64 / sizeof(T))
+          __builtin_prefetch(next_row + p);
+      }
+    } else {
+      for (std::int64_t c = 0; c < padded; ++c) ordered[c] = row[order[c] * stride];
+    }
+    for (const std::int32_t c : tile.paddings) ordered[c] = T{};
+    row = next_row;
+    ordered += padded;
   }
-  for (int c = 0; c < kSegmentStep; ++c)
-    if (channels[c] == kPadding) std::memset(group[c], 0, sizeof group[c]);
+  std::memset(ordered, 0, static_cast<std::size_t>((kLanes - tile.rows) * padded) * sizeof(T));
 }
 
-// Asks for a share of the rows that load_gather will meet in the next tile: it jumps about in
-// them, which no hardware prefetcher follows.
+// Transposes fp32 values [kLanes][kSegmentStep] of that row stride, 4 × 4 at a time.
+[[gnu::always_inline]] inline void transpose(const float* rows, std::int64_t stride, Group& group) {
+  using Quad = float [[gnu::vector_size(16)]];
+  for (int lane = 0; lane < kLanes; lane += 4, rows += 4 * stride) {
+#pragma GCC unroll 8
+    for (int c = 0; c < kSegmentStep; c += 4) {
+      Quad in[4];
+      for (int i = 0; i < 4; ++i) std::memcpy(&in[i], rows + i * stride + c, sizeof(Quad));
+      const Quad low01 = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5);
+      const Quad low23 = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5);
+      const Quad high01 = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7);
+      const Quad high23 = __builtin_shufflevector(in[2], in[3], 2, 6, 3, 7);
+      const Quad out[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
+                           __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+                           __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
+                           __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+      for (int i = 0; i < 4; ++i) std::memcpy(&group[c + i][lane], &out[i], sizeof(Quad));
+    }
+  }
+}
+
+// Widens and transposes 32 channels of the rows that gather_rows left.
 template <class T>
-[[gnu::always_inline]] inline void prefetch_next_rows(const Tile& tile, std::int64_t begin,
-                                                      std::int64_t end) {
-  if (tile.source.channel_stride != 1) return;
-  const T* row = static_cast<const T*>(tile.source.data) +
-                 (tile.first_row + tile.rows) * tile.source.row_stride;
-  for (int r = 0; r < tile.next_rows; ++r, row += tile.source.row_stride)
-    for (std::int64_t c = begin; c < end; c += 64 / sizeof(T)) __builtin_prefetch(row + c, 0, 2);
+[[gnu::always_inline]] inline void load_gathered(const T* ordered, std::int64_t stride,
+                                                 Group& group) {
+  if constexpr (std::is_same_v<T, float>) {
+    transpose(ordered, stride, group);
+  } else {
+    alignas(64) float rows[kLanes][kSegmentStep];
+    for (int lane = 0; lane < kLanes; ++lane, ordered += stride) {
+#pragma omp simd
+      for (int c = 0; c < kSegmentStep; ++c) rows[lane][c] = widen(ordered[c]);
+    }
+    transpose(rows[0], kSegmentStep, group);
+  }
 }
 
 // Calls body(0), body(1), … body(count - 1) with compile-time numbers: loops that must be gone
@@ -220,7 +265,8 @@ template <int format, int unit_channels, int unit_words>
       const float value = group[first + c][lane];
       const std::uint32_t scaled_bits = float_bits(value * multiplier);
       const Rounded rounded = round_magnitude<block.element>(scaled_bits & kMagnitudeBits);
-      const std::uint32_t code = rounded.code | (scaled_bits >> 31 << (bits - 1));
+      const std::uint32_t sign = scaled_bits >> (32 - bits) & 1u << (bits - 1);
+      const std::uint32_t code = rounded.code | sign;
       constexpr int position = c * bits;
       word[position / kWordBits] |= code << (position % kWordBits);
       if constexpr (position % kWordBits + bits > kWordBits)
@@ -263,7 +309,6 @@ template <int format>
     scale_block<format>(constants, group, b * block.block, bytes[b], scales);
     alignas(64) float block_squares[kLanes] = {};
     alignas(64) float block_errors[kLanes] = {};
-#pragma GCC unroll 8
     for (int c = 0; c < block.block; c += unit_channels) {
       const int first = b * block.block + c;
       encode_unit<format, unit_channels, unit_words>(group, first, scales,
@@ -297,7 +342,7 @@ template <class T, int format>
   const Constants constants{segment.carry, nvfp4_factor(tile.layout.tensor_scale),
                             tile.layout.tensor_scale};
   const std::int32_t* order = tile.layout.order.data();
-  const auto padded = static_cast<std::int64_t>(tile.layout.order.size());
+  const auto padded = tile.layout.channels();
   const bool contiguous = tile.source.row_stride == 1;
   const int groups_used = (tile.rows + kLanes - 1) / kLanes;
   alignas(64) Group groups[most_groups];
@@ -307,8 +352,7 @@ template <class T, int format>
     if (contiguous) {
       load_contiguous<T>(tile, order + c, groups);
     } else {
-      load_gather<T>(tile, order + c, groups[0]);
-      prefetch_next_rows<T>(tile, c, std::min(c + kSegmentStep, tile.source.channels));
+      load_gathered(static_cast<const T*>(tile.gathered) + c, padded, groups[0]);
     }
     for (int g = 0; g < groups_used; ++g) {
       const int rows = std::min(kLanes, tile.rows - g * kLanes);
@@ -332,6 +376,7 @@ template <class T, int format>
 
 template <class T>
 [[gnu::always_inline]] inline void pack_tile_as(const Tile& tile) {
+  if (tile.source.row_stride != 1) gather_rows<T>(tile);
   std::int64_t channel = 0;
   std::uint8_t* codes = tile.codes;
   std::uint8_t* scales = tile.scales;
@@ -391,15 +436,22 @@ std::vector<ErrorSums> quantize_pack(const ValueMatrix& weight, const Layout& la
   const std::int64_t row_bytes = layout.row_bytes();
   const std::int64_t scale_bytes = layout.scale_bytes();
   const std::size_t segments = layout.segments.size();
+  std::vector<std::int32_t> gather_order(layout.order.begin(), layout.order.end());
+  std::vector<std::int32_t> paddings;
+  for (std::size_t c = 0; c < gather_order.size(); ++c) {
+    if (gather_order[c] != kPadding) continue;
+    gather_order[c] = 0;
+    paddings.push_back(static_cast<std::int32_t>(c));
+  }
   // Per tile, summed in order below, so that the result does not depend on who packed what.
   std::vector<ErrorSums> tile_sums(static_cast<std::size_t>(tiles) * segments);
   parallel_ranges(tiles, threads, [&](std::int64_t begin, std::int64_t end) {
+    const std::int64_t end_row = std::min(end * tile_rows, weight.rows);
+    std::vector<float> gathered(weight.row_stride == 1 ? 0 : kLanes * layout.order.size());
     for (std::int64_t t = begin; t < end; ++t) {
       const std::int64_t row = t * tile_rows;
       const auto rows = static_cast<int>(std::min<std::int64_t>(tile_rows, weight.rows - row));
-      const auto next = static_cast<int>(
-          t + 1 < end ? std::min<std::int64_t>(tile_rows, weight.rows - row - rows) : 0);
-      pack({weight, layout, row, rows, next, codes + row * row_bytes, scales + row * scale_bytes,
+      pack({weight, layout, row, rows, end_row - row, gather_order.data(), paddings, gathered.data(), codes + row * row_bytes, scales + row * scale_bytes,
             row_bytes, scale_bytes, tile_sums.data() + static_cast<std::size_t>(t) * segments});
     }
   });
@@ -413,7 +465,7 @@ std::vector<ErrorSums> quantize_pack(const ValueMatrix& weight, const Layout& la
 
 void quantize_rows(const ValueMatrix& matrix, const Layout& layout, float* values, int threads) {
   constexpr std::int64_t rows_at_once = 64;
-  const auto padded = static_cast<std::int64_t>(layout.order.size());
+  const auto padded = layout.channels();
   const std::int64_t ranges = (matrix.rows + rows_at_once - 1) / rows_at_once;
   const std::int64_t row_bytes = layout.row_bytes();
   const std::int64_t scale_bytes = layout.scale_bytes();

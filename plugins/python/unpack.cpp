@@ -1,6 +1,5 @@
 // Unpacks and dequantizes rows: the inverse of pack.cpp, by tables.
 #include <array>
-#include <cstring>
 
 #include "mmcompile/pack.h"
 #include "threads.h"
@@ -23,8 +22,7 @@ void unpack_block(const std::uint8_t* codes, int channels, float scale, float* v
   constexpr const auto& table = kDecodeTable<E>;
   for (int c = 0; c < channels; c += 4) {  // four codes fill 2, 3 or 4 bytes
     std::uint32_t word = 0;
-    std::memcpy(&word, codes, E.bits / 2);
-    codes += E.bits / 2;
+    for (int b = 0; b < E.bits / 2; ++b) word |= static_cast<std::uint32_t>(*codes++) << (8 * b);
     for (int i = 0; i < 4; ++i)
       values[c + i] = table[word >> (i * E.bits) & (table.size() - 1)] * scale;
   }
@@ -49,7 +47,7 @@ void dequantize(const std::uint8_t* codes, const std::uint8_t* scales, const Lay
                 std::int64_t rows, float* values, int threads) {
   const std::int64_t row_bytes = layout.row_bytes();
   const std::int64_t scale_bytes = layout.scale_bytes();
-  const auto padded = static_cast<std::int64_t>(layout.order.size());
+  const auto padded = layout.channels();
   parallel_ranges(rows, threads, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
       const std::uint8_t* row_codes = codes + row * row_bytes;

@@ -46,10 +46,15 @@ struct ValueMatrix {
 
 // What all functions below need to know of a layout.
 struct Layout {
-  std::span<const std::int32_t> order;  // K_pad source channels or kPadding
+  std::span<const std::int32_t> order;  // K_pad source channels or kPadding; not for dequantize
   std::span<const Segment> segments;    // their channels sum to K_pad
   float tensor_scale;                   // NVFP4's, a power of two in 2^-100..2^100
 
+  std::int64_t channels() const {
+    std::int64_t sum = 0;
+    for (const Segment& segment : segments) sum += segment.channels;
+    return sum;
+  }
   std::int64_t row_bytes() const {
     std::int64_t bytes = 0;
     for (const Segment& segment : segments) bytes += segment.row_bytes();

@@ -1,0 +1,66 @@
+# Everything a developer or a new user runs. `make help` lists the targets.
+PYTHON ?= python3
+PIP_FLAGS ?= --quiet --disable-pip-version-check
+VENV := .venv
+RUN := $(VENV)/bin/python
+DEMO := build/demo
+# Nothing leaves the clone: caches of the demo and the tests live in build/.
+export MMCOMPILE_CACHE_DIR := $(CURDIR)/build/cache
+
+.PHONY: help dev demo test lint types bench wheel clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
+
+dev: $(VENV)/.installed native  ## environment in .venv, native module built in place
+
+$(VENV)/.installed: pyproject.toml
+	@echo "installing dependencies into $(VENV) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install $(PIP_FLAGS) --upgrade pip
+	@$(RUN) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  extras = [r for group in p["optional-dependencies"].values() for r in group]; \
+	  print(*(r for r in p["dependencies"] + extras if not r.startswith("mmcompile")), sep="\n")' \
+	  > $(VENV)/requirements.txt
+	@$(RUN) -m pip install $(PIP_FLAGS) --requirement $(VENV)/requirements.txt
+	@touch $@
+
+.PHONY: native
+native: $(VENV)/.installed
+	@ln -sfn ../passes mmcompile/passes
+	@ln -sfn ../calib mmcompile/calib
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B build/native -G Ninja -Wno-dev \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(RUN) -DMMCOMPILE_INPLACE=ON > build/native.log 2>&1 \
+	  && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/native >> build/native.log 2>&1 \
+	  || { cat build/native.log; exit 1; }
+
+native: | build
+build:
+	@mkdir -p build
+
+demo: dev  ## compile a real model (MiniLM-L6) and report on it
+	@$(RUN) examples/minilm/prepare.py $(DEMO)
+	@$(RUN) -m mmcompile $(DEMO)/model.onnx --gpu sm_120 --calib $(DEMO)/calibration.txt \
+	  --tokenizer $(DEMO)/tokenizer.json --verify-data $(DEMO)/heldout.txt -o $(DEMO)/out
+
+test: dev  ## run all tests
+	@$(RUN) -m pytest --numprocesses 2 --dist loadfile
+
+lint: dev  ## check style and the direction of imports
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(VENV)/bin/lint-imports --no-cache
+	@$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp')
+
+types: dev  ## check types (mypy, strict)
+	@$(RUN) -m mypy
+
+bench: dev  ## measure accuracy, packing, compile time and memory (minutes)
+	@for script in packing runtime accuracy compile_time memory; do \
+	  $(RUN) -m benchmarks.$$script || exit 1; done
+
+wheel: dev  ## build the wheel into dist/
+	@$(RUN) -m pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .
+
+clean:  ## remove everything that was built
+	@rm -rf build dist $(VENV) mmcompile/passes mmcompile/calib mmcompile/*.so

@@ -1,0 +1,113 @@
+"""Sizes before anything is packed, and without data where the split would need some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from mmcompile.calib.policy import MICROMIX, UNIFORM, Policy
+from mmcompile.graph.tensors import is_external, storage_bytes
+from mmcompile.passes.rewrite_linears import rewrite_linears
+from mmcompile.pipeline.options import CompileOptions
+from mmcompile.pipeline.prepare import Prepared, prepare
+from mmcompile.pipeline.uncalibrated import plan_without_data
+from mmcompile.plan import GroupPlan, LeftAlone, QuantPlan, Segment
+from mmcompile.sites import SiteGroup
+from mmcompile.target import Target, parse_target
+
+_MICROMIX_FORMATS = ("mxfp4", "mxfp6_e3m2", "mxfp8")
+
+
+class FormatForecast(msgspec.Struct, frozen=True):
+    """The model if all channels of its linears had one format.
+
+    Attributes:
+        format: name of the block format.
+        model_bytes: size of the compiled model.
+        weight_bits: mean bits per weight of the rewritten layers, scales and padding included.
+        compute_limit: modelled speed over FP16 where the tensor cores bound.
+    """
+
+    format: str
+    model_bytes: int
+    weight_bits: float
+    compute_limit: float
+
+
+class Forecast(msgspec.Struct, frozen=True):
+    """What a dry run says of a policy that needs data, without data.
+
+    Attributes:
+        model: the model file.
+        target: name of the GPU.
+        policy: name of the policy.
+        model_bytes: size of the original.
+        groups: groups of linears that would be rewritten.
+        linears: linears in them.
+        weights: their weights.
+        formats: one entry per format that the policy uses; the result lies between them.
+        left_alone: the candidates that keep their precision.
+        note: what is not known, and why.
+    """
+
+    model: str
+    target: str
+    policy: str
+    model_bytes: int
+    groups: int
+    linears: int
+    weights: int
+    formats: tuple[FormatForecast, ...]
+    left_alone: tuple[LeftAlone, ...]
+    note: str
+
+
+def forecast(model: Path, options: CompileOptions) -> Forecast:
+    """What is known of a compilation before its data is."""
+    target = parse_target(options.gpu)
+    prepared = prepare(model, options.selection)
+    policy = options.policy
+    names = _MICROMIX_FORMATS if policy.name == MICROMIX else (UNIFORM[policy.name],)
+    base = plan_without_data(prepared, Policy("mxfp8", granularity=policy.granularity))
+    paired = tuple(zip(prepared.groups, base.groups, strict=True))
+    rest = model_bytes(prepared, paired) - sum(group.packed_bytes for group in base.groups)
+    note = "the channel order and the tensor scales are not known without data (--calib)"
+    if policy.name == MICROMIX:
+        note = "the split is not known without data (--calib); the size lies between these"
+    return Forecast(
+        model=str(model),
+        target=target.name,
+        policy=policy.name,
+        model_bytes=prepared.source.size_bytes,
+        groups=len(prepared.groups),
+        linears=sum(len(group.sites) for group in prepared.groups),
+        weights=sum(group.in_channels * group.out_channels for group in prepared.groups),
+        formats=tuple(_in_one_format(base, name, rest, target) for name in names),
+        left_alone=prepared.left_alone,
+        note=note,
+    )
+
+
+def model_bytes(prepared: Prepared, decided: Sequence[tuple[SiteGroup, GroupPlan]]) -> int:
+    """Bytes of the compiled model: its graph and every weight in it; only alignment is left out."""
+    proto = rewrite_linears(prepared.source.proto, decided)
+    weights = filter(is_external, proto.graph.initializer)
+    graph: int = proto.ByteSize()
+    return graph + sum(storage_bytes(t.data_type, tuple(t.dims)) for t in weights)
+
+
+def _in_one_format(base: QuantPlan, name: str, rest: int, target: Target) -> FormatForecast:
+    groups = tuple(
+        msgspec.structs.replace(
+            group, segments=(Segment(group.padded_channels, name, name, 2.0, 2.0),)
+        )
+        for group in base.groups
+    )
+    return FormatForecast(
+        format=name,
+        model_bytes=rest + sum(group.packed_bytes for group in groups),
+        weight_bits=msgspec.structs.replace(base, groups=groups).mean_weight_bits(),
+        compute_limit=target.compute_limit(groups),
+    )

@@ -1,0 +1,181 @@
+// The Python module mmcompile._native: checks arguments and calls pack.h without the GIL.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cmath>
+#include <sstream>
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+#include "mmcompile/pack.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace mmcompile {
+namespace {
+
+using Values = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
+using Order = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using BytesOut = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatsOut = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using SegmentList = std::vector<std::tuple<std::int64_t, int, double>>;
+
+template <class... Parts>
+void require(bool condition, const Parts&... message) {
+  if (condition) return;
+  std::ostringstream text;
+  (text << ... << message);
+  throw std::invalid_argument(text.str());
+}
+
+template <class Array>
+void require_shape(const Array& array, const char* name, std::int64_t rows, std::int64_t columns) {
+  const auto has_rows = static_cast<std::int64_t>(array.shape(0));
+  const auto has_columns = static_cast<std::int64_t>(array.shape(1));
+  require(has_rows == rows && has_columns == columns, name, " has shape [", has_rows, ", ",
+          has_columns, "], needed is [", rows, ", ", columns, "]");
+}
+
+void require_threads(int threads) {
+  require(threads >= 1, "threads is ", threads, ", needed is at least 1");
+}
+
+float checked_tensor_scale(double tensor_scale) {
+  int exponent = 0;
+  const bool power_of_two = std::frexp(tensor_scale, &exponent) == 0.5;
+  require(power_of_two && std::abs(exponent - 1) <= 100, "tensor_scale ", tensor_scale,
+          " is no power of two in 2^-100..2^100");
+  return static_cast<float>(tensor_scale);
+}
+
+std::vector<Segment> checked_segments(const SegmentList& list) {
+  std::vector<Segment> segments;
+  for (const auto& [channels, format, threshold] : list) {
+    const std::size_t s = segments.size();
+    require(channels > 0 && channels % kSegmentStep == 0, "segment ", s, ": ", channels,
+            " channels are no positive multiple of ", kSegmentStep);
+    require(format >= 0 && format < kFormatCount, "segment ", s, ": format id ", format,
+            " is not in 0..", kFormatCount - 1);
+    require(threshold >= 1 && threshold <= 2, "segment ", s, ": threshold ", threshold,
+            " is outside [1, 2]");
+    segments.push_back({channels, format, threshold_carry(threshold)});
+  }
+  return segments;
+}
+
+std::span<const std::int32_t> checked_order(const Order& order, std::int64_t channels,
+                                            const std::vector<Segment>& segments) {
+  const std::span<const std::int32_t> span(order.data(), order.shape(0));
+  const std::int64_t needed = Layout{span, segments, 1.0f}.channels();
+  require(static_cast<std::int64_t>(span.size()) == needed, "order has ", span.size(),
+          " channels, the segments have ", needed);
+  for (std::size_t c = 0; c < span.size(); ++c)
+    require(span[c] >= kPadding && span[c] < channels, "order[", c, "] is ", span[c],
+            ", needed is -1..", channels - 1);
+  return span;
+}
+
+ValueType value_type(const Values& values, bool bf16) {
+  if (bf16) {
+    require(values.dtype() == nb::dtype<std::uint16_t>(), "bf16 weights are passed as uint16");
+    return ValueType::kBfloat16;
+  }
+  if (values.dtype() == nb::dtype<float>()) return ValueType::kFloat32;
+  const bool half = values.dtype().code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float) &&
+                    values.dtype().bits == 16 && values.dtype().lanes == 1;
+  require(half, "weights are float32, float16 or, with bf16=True, uint16");
+  return ValueType::kFloat16;
+}
+
+ValueMatrix value_matrix(const Values& values, bool channels_first, bool bf16) {
+  const int row_axis = channels_first ? 1 : 0;
+  const int channel_axis = 1 - row_axis;
+  return {values.data(),
+          value_type(values, bf16),
+          static_cast<std::int64_t>(values.shape(row_axis)),
+          static_cast<std::int64_t>(values.shape(channel_axis)),
+          values.stride(row_axis),
+          values.stride(channel_axis)};
+}
+
+// A new numpy array [rows, columns] and the memory behind it.
+template <class T>
+std::pair<nb::ndarray<nb::numpy, T, nb::ndim<2>>, T*> new_array(std::int64_t rows,
+                                                               std::int64_t columns) {
+  T* data = new T[static_cast<std::size_t>(rows * columns)];
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  const std::size_t shape[] = {static_cast<std::size_t>(rows), static_cast<std::size_t>(columns)};
+  return {nb::ndarray<nb::numpy, T, nb::ndim<2>>(data, 2, shape, owner), data};
+}
+
+auto py_quantize_pack(const Values& weight, bool channels_first, const Order& order,
+                      const SegmentList& segment_list, double tensor_scale, const BytesOut& codes,
+                      const BytesOut& scales, int threads, bool bf16) {
+  const ValueMatrix matrix = value_matrix(weight, channels_first, bf16);
+  const std::vector<Segment> segments = checked_segments(segment_list);
+  const Layout layout{checked_order(order, matrix.channels, segments), segments,
+                      checked_tensor_scale(tensor_scale)};
+  require_shape(codes, "codes", matrix.rows, layout.row_bytes());
+  require_shape(scales, "scales", matrix.rows, layout.scale_bytes());
+  require_threads(threads);
+  std::vector<ErrorSums> sums;
+  {
+    const nb::gil_scoped_release release;
+    sums = quantize_pack(matrix, layout, codes.data(), scales.data(), threads);
+  }
+  const auto [array, data] = new_array<double>(static_cast<std::int64_t>(sums.size()), 2);
+  for (std::size_t s = 0; s < sums.size(); ++s) {
+    data[2 * s] = sums[s].squares;
+    data[2 * s + 1] = sums[s].errors;
+  }
+  return array;
+}
+
+void py_dequantize(const Bytes& codes, const Bytes& scales, const SegmentList& segment_list,
+                   double tensor_scale, const FloatsOut& out, int threads) {
+  const std::vector<Segment> segments = checked_segments(segment_list);
+  const auto rows = static_cast<std::int64_t>(codes.shape(0));
+  const Layout layout{{}, segments, checked_tensor_scale(tensor_scale)};
+  require_shape(codes, "codes", rows, layout.row_bytes());
+  require_shape(scales, "scales", rows, layout.scale_bytes());
+  require_shape(out, "out", rows, layout.channels());
+  require_threads(threads);
+  const nb::gil_scoped_release release;
+  dequantize(codes.data(), scales.data(), layout, rows, out.data(), threads);
+}
+
+auto py_quantize_rows(const Values& x, const Order& order, const SegmentList& segment_list,
+                      double tensor_scale, int threads) {
+  require(x.dtype() == nb::dtype<float>(), "x is float32");
+  const ValueMatrix matrix = value_matrix(x, false, false);
+  const std::vector<Segment> segments = checked_segments(segment_list);
+  const Layout layout{checked_order(order, matrix.channels, segments), segments,
+                      checked_tensor_scale(tensor_scale)};
+  require_threads(threads);
+  const auto [array, data] = new_array<float>(matrix.rows, layout.channels());
+  {
+    const nb::gil_scoped_release release;
+    quantize_rows(matrix, layout, data, threads);
+  }
+  return array;
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+  module.doc() = "Packing of weights and emulation of activations, as docs/spec.md defines them.";
+  module.def("quantize_pack", &py_quantize_pack, "weight"_a.noconvert(), "channels_first"_a,
+             "order"_a.noconvert(), "segments"_a, "tensor_scale"_a, "codes"_a.noconvert(),
+             "scales"_a.noconvert(), "threads"_a, "bf16"_a = false);
+  module.def("dequantize", &py_dequantize, "codes"_a.noconvert(), "scales"_a.noconvert(),
+             "segments"_a, "tensor_scale"_a, "out"_a.noconvert(), "threads"_a);
+  module.def("quantize_rows", &py_quantize_rows, "x"_a.noconvert(), "order"_a.noconvert(),
+             "segments"_a, "tensor_scale"_a, "threads"_a);
+}
+
+}  // namespace mmcompile
