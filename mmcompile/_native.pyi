@@ -21,6 +21,7 @@ def quantize_pack(
     scales: npt.NDArray[np.uint8],
     threads: int,
     bf16: bool = False,
+    instruction_set: str = "",
 ) -> npt.NDArray[np.float64]:
     """Quantizes a weight and writes its packed rows.
 
@@ -35,10 +36,15 @@ def quantize_pack(
         scales: written, C-contiguous uint8[N, scale_bytes]; may be a slice of rows.
         threads: at least 1; the result does not depend on it.
         bf16: whether `weight` holds bfloat16 bits.
+        instruction_set: one of `instruction_sets()`, the best if empty; the result does not depend
+            on it.
 
     Returns:
         float64[S, 2]: Σ w² and Σ (w − ŵ)² of each segment; NaN where it holds NaN or Inf.
     """
+
+def instruction_sets() -> list[str]:
+    """The instruction sets that this processor has and `quantize_pack` can use, best first."""
 
 def dequantize(
     codes: npt.NDArray[np.uint8],

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 VARIABLE = "MMCOMPILE_CACHE_DIR"
 
 
 def cache_folder() -> Path:
-    """`$MMCOMPILE_CACHE_DIR`, else `mmcompile` in the user's cache folder (XDG)."""
+    """`$MMCOMPILE_CACHE_DIR`, else `mmcompile` in the user's cache folder (XDG).
+
+    A user without a home, as in some containers, has it in the folder for temporary files.
+    """
     if chosen := os.environ.get(VARIABLE):
         return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mmcompile"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "mmcompile"
+    try:
+        return Path.home() / ".cache" / "mmcompile"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"mmcompile-{os.getuid()}"
 
 
 def cache_key(*parts: object) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import importlib
 import importlib.metadata
+import itertools
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
 
 import msgspec
 
@@ -35,7 +37,20 @@ class Finding(msgspec.Struct, frozen=True):
     required: bool = False
 
 
-_REQUIRED = ("numpy", "onnx", "onnxruntime", "onnx-graphsurgeon", "polygraphy", "ml_dtypes")
+_REQUIRED = {
+    "click": "8.1",
+    "jinja2": "3.1",
+    "matplotlib": "3.8",
+    "ml_dtypes": "0.5",
+    "msgspec": "0.19",
+    "numpy": "1.26",
+    "onnx": "1.18",
+    "onnx-graphsurgeon": "0.5.8",
+    "onnxruntime": "1.20",
+    "polygraphy": "0.49.20",
+    "rich": "13.7",
+}
+"""Packages that nothing works without, with their oldest version; pyproject.toml's dependencies."""
 _OPTIONAL = {
     "tokenizers": ("no calibration on text files", "pip install 'mmcompile[text]'"),
     "torch": ("no export from PyTorch", "pip install 'mmcompile[export]'"),
@@ -53,29 +68,49 @@ def examine() -> tuple[Finding, ...]:
     """Looks at packages, the native module, compilers, the GPU and the cache."""
     return (
         Finding("python", True, platform.python_version(), "", "", required=True),
-        *(
-            _package(name, "mmcompile does not work", f"pip install {name}", True)
-            for name in _REQUIRED
-        ),
+        *(_required(name, oldest) for name, oldest in _REQUIRED.items()),
         _native(),
-        *(_package(name, cost, remedy, False) for name, (cost, remedy) in _OPTIONAL.items()),
+        *(_optional(name, cost, remedy) for name, (cost, remedy) in _OPTIONAL.items()),
         *(_tool(name, cost) for name, cost in _TOOLS.items()),
         _gpu(),
         _cache(),
     )
 
 
-def findings_json(findings: Sequence[Finding]) -> str:
-    """The findings as a JSON list."""
-    return msgspec.json.encode(findings).decode()
+def _required(name: str, oldest: str) -> Finding:
+    """A package that has to be there, new enough, and able to be imported."""
+    missing = functools.partial(
+        Finding,
+        name,
+        False,
+        cost="mmcompile does not work",
+        remedy=f"pip install '{name}>={oldest}'",
+        required=True,
+    )
+    try:
+        version = importlib.metadata.version(name)
+        importlib.import_module(name.replace("-", "_"))
+    except importlib.metadata.PackageNotFoundError:
+        return missing("not installed")
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
+        return missing(f"it cannot be imported: {error}")
+    if _numbers(version) < _numbers(oldest):
+        return missing(f"{version} is too old")
+    return Finding(name, True, version, "", "", required=True)
 
 
-def _package(name: str, cost: str, remedy: str, required: bool) -> Finding:
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version, for comparison."""
+    parts = itertools.takewhile(str.isdigit, version.split("."))
+    return tuple(map(int, parts))
+
+
+def _optional(name: str, cost: str, remedy: str) -> Finding:
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, False, "not installed", cost, remedy, required)
-    return Finding(name, True, version, cost, remedy, required)
+        return Finding(name, False, "not installed", cost, remedy)
+    return Finding(name, True, version, cost, remedy)
 
 
 def _native() -> Finding:
@@ -128,7 +163,7 @@ def _cache() -> Finding:
     folder = cache_folder()
     cost, remedy = "every run calibrates anew", f"make it writable, or set {VARIABLE}"
     nearest = folder
-    while not nearest.exists() and nearest != nearest.parent:
+    while not nearest.is_dir() and nearest != nearest.parent:
         nearest = nearest.parent
     if not os.access(nearest, os.W_OK):
         return Finding("cache", False, f"{folder} cannot be written", cost, remedy)

@@ -65,12 +65,17 @@ def _run(arguments: list[str]) -> int:
         return _fail("interrupted; earlier output is as it was", INTERRUPTED)
     except _Terminated:
         return _fail("terminated; earlier output is as it was", TERMINATED)
-    except SystemExit:  # click and rich leave so when nobody reads standard output any more
+    except SystemExit as stop:
+        # Shell completion is done, or click and rich leave as nobody reads standard output any more.
         _drop_output()
-        return PIPE_CLOSED
+        return PIPE_CLOSED if stop.code else ExitCode.OK
     except MemoryError:
         line = "memory: there is too little; close other programs, or use fewer, shorter samples"
         return _fail(f"{line} [out-of-memory]", ExitCode.ENVIRONMENT)
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        line = f"{error.name or 'a package'}: {reason}; see mmcompile doctor [package-missing]"
+        return _fail(line, ExitCode.ENVIRONMENT)
     except OSError:
         raise
     except Exception as error:

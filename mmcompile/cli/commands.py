@@ -90,7 +90,8 @@ def compile_command(
     The word 'compile' may be left out. Without --calib and --plan, only the policies of one MX
     format (mxfp4, mxfp6, mxfp8) can be compiled, and --dry-run gives sizes for each format.
     """
-    from mmcompile.cli.tables import print_forecast, print_json, print_outcome, print_report
+    from mmcompile.cli.console import print_json
+    from mmcompile.cli.tables import print_forecast, print_outcome, print_report
     from mmcompile.pipeline.compile import compile_model
     from mmcompile.pipeline.forecast import forecast
     from mmcompile.pipeline.options import CompileOptions
@@ -168,7 +169,8 @@ def export_command(source: str, output: Path, dtype: Any, opset: int, task: str 
 @verbose_option
 def inspect_command(model: Path, as_json: bool, verbose: bool, **values: Any) -> None:
     """List MODEL's linear layers and, for all other candidates, why they are none."""
-    from mmcompile.cli.tables import inspection, print_inspection, print_json
+    from mmcompile.cli.console import print_json
+    from mmcompile.cli.tables import inspection, print_inspection
     from mmcompile.pipeline.prepare import prepare
 
     prepared = prepare(model, make_selection(values))
@@ -251,7 +253,8 @@ def diff_command(old: Path, new: Path) -> int:
 @json_option
 def verify_command(original: Path, compiled: Path, as_json: bool, **values: Any) -> int:
     """Compare COMPILED with ORIGINAL in ONNX Runtime; exit code 5 if --fail-below is missed."""
-    from mmcompile.cli.tables import print_json, print_verification
+    from mmcompile.cli.console import print_json
+    from mmcompile.cli.tables import print_verification
     from mmcompile.errors import ExitCode
     from mmcompile.pipeline.verification import verify_files
 
@@ -271,7 +274,8 @@ def verify_command(original: Path, compiled: Path, as_json: bool, **values: Any)
 @verbose_option
 def report_command(source: Path, html: Path | None, as_json: bool, verbose: bool) -> None:
     """Show the report of SOURCE, an output folder or a report.json."""
-    from mmcompile.cli.tables import print_json, print_report
+    from mmcompile.cli.console import print_json
+    from mmcompile.cli.tables import print_report
     from mmcompile.pipeline.files import REPORT_JSON, check_target, write_text
     from mmcompile.report.html import render_html
     from mmcompile.report.model import load_report
@@ -296,7 +300,8 @@ def doctor_command(as_json: bool) -> int:
 
     The exit code is 4 if something is missing that nothing works without.
     """
-    from mmcompile.cli.tables import print_findings, print_json
+    from mmcompile.cli.console import print_json
+    from mmcompile.cli.diagnosis import print_findings
     from mmcompile.doctor import examine
     from mmcompile.errors import ExitCode
 

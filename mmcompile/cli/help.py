@@ -39,9 +39,8 @@ class SectionedCommand(click.Command):
         """Writes the sections, then the options that stand in none."""
         write_sections(self, ctx, formatter)
         sectioned = {name for names in SECTIONS.values() for name in names}
-        _write(
-            "Others", [p for p in self.get_params(ctx) if p.name not in sectioned], ctx, formatter
-        )
+        others = [p for p in self.get_params(ctx) if p.name not in sectioned]
+        _write("Others", others, ctx, formatter)
 
 
 class DefaultGroup(click.Group):
@@ -89,7 +88,8 @@ def _write(
     ctx: click.Context,
     formatter: click.HelpFormatter,
 ) -> None:
-    records = [record for p in parameters if (record := p.get_help_record(ctx)) is not None]
+    options = [p for p in parameters if isinstance(p, click.Option)]
+    records = [record for p in options if (record := p.get_help_record(ctx)) is not None]
     if records:
         with formatter.section(title):
             formatter.write_dl(records)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
-import msgspec
-from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderResult
-from rich.measure import Measurement
-from rich.table import Table
+from rich.console import Console, Group
 from rich.text import Text
 
-from mmcompile.doctor import Finding
+from mmcompile.cli.console import Name, open_console, open_table
 from mmcompile.pipeline.forecast import Forecast
 from mmcompile.pipeline.options import CompileOptions, CompileResult
 from mmcompile.pipeline.prepare import Prepared
@@ -36,41 +30,6 @@ from mmcompile.report.summary import (
     verdict,
 )
 from mmcompile.sites import SiteGroup
-
-PIPE_WIDTH = 1000
-"""Columns where no terminal is: files and pipes take lines of any length."""
-
-
-class Name:
-    """A name of a node or tensor; in a narrow column it folds after its separators."""
-
-    def __init__(self, name: str) -> None:
-        self._parts = re.findall(r"[^/._:+]*[/._:+]?", plain_text(name))
-
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        """The longest part is the least width."""
-        lengths = [len(part) for part in self._parts]
-        return Measurement(max(lengths), sum(lengths))
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """As many parts per line as fit."""
-        lines = [""]
-        for part in self._parts:
-            if lines[-1] and len(lines[-1]) + len(part) > options.max_width:
-                lines.append("")
-            lines[-1] += part
-        yield Text("\n".join(lines), overflow="fold")
-
-
-def open_console() -> Console:
-    """Standard output as wide as its terminal, or as wide as need be."""
-    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=PIPE_WIDTH if wide else None)
-
-
-def print_json(document: object) -> None:
-    """One JSON document in UTF-8, whatever the terminal's encoding."""
-    click.echo(msgspec.json.encode(document))
 
 
 def print_report(report: Report, verbose: bool) -> None:
@@ -99,7 +58,7 @@ def print_forecast(expected: Forecast, verbose: bool) -> None:
             f" {count_text(expected.weights)} weights",
         )
     )
-    table = _table("Model size if all channels had one format", ("Format",))
+    table = open_table("Model size if all channels had one format", ("Format",))
     for heading in ("Size", "", "Bits per weight", "Limit over FP16 (modelled)"):
         table.add_column(heading, justify="right")
     table.add_row("original", bytes_text(expected.model_bytes))
@@ -128,7 +87,7 @@ def print_inspection(prepared: Prepared, verbose: bool) -> None:
             f": opset {prepared.opset}, {bytes_text(prepared.source.size_bytes)}",
         )
     )
-    table = _table(
+    table = open_table(
         f"{count_text(linears)} linear layers in {count_text(len(groups))} groups that read one"
         " tensor each",
         ("Group",) if verbose else ("Groups of a kind",),
@@ -143,9 +102,9 @@ def print_inspection(prepared: Prepared, verbose: bool) -> None:
         weights = sum(group.in_channels * group.out_channels for group in alike)
         cells = [str(first.in_channels), _rows(first), count_text(weights)]
         if verbose:
-            table.add_row(Name(name), *cells, Name(first.input))
+            table.add_row(_name(name), *cells, _name(first.input))
         else:
-            table.add_row(Name(name), count_text(len(alike)), *cells)
+            table.add_row(_name(name), count_text(len(alike)), *cells)
     if groups:
         console.print(table)
     else:
@@ -179,11 +138,11 @@ def inspection(prepared: Prepared) -> dict[str, Any]:
 def print_verification(report: VerificationReport) -> None:
     """Agreement per output and per layer, and the verdict."""
     console = open_console()
-    table = _table(f"{report.samples} samples, {plain_text(report.inputs)}", ("Output",))
+    table = open_table(f"{report.samples} samples, {plain_text(report.inputs)}", ("Output",))
     logits = any(output.is_logits for output in report.outputs)
-    headings = ["Mean\ncosine", "Min\ncosine", "SQNR", "Max\n|error|"]
-    for heading in [*headings, "KL\n(nats)", "Top-1"] if logits else headings:
-        table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
+    headings = ["Mean cosine", "Min cosine", "SQNR", "Max |error|"]
+    for heading in [*headings, "KL (nats)", "Top-1"] if logits else headings:
+        table.add_column(heading, justify="right")
     for output in report.outputs:
         figures = [
             cosine_text(output.cosine_mean),
@@ -194,17 +153,17 @@ def print_verification(report: VerificationReport) -> None:
         if logits:
             figures.append(figure_text(output.kl_divergence_nats))
             figures.append(percent_text(output.top1_agreement))
-        table.add_row(Name(output.name), *figures)
+        table.add_row(_name(output.name), *figures)
     if report.outputs:
         console.print(table)
     if report.layers:
-        layers = _table("Layers, errors of earlier layers included", ("Layer",))
+        layers = open_table("Layers, errors of earlier layers included", ("Layer",))
         for heading in ("Cosine", "SQNR", ""):
             layers.add_column(heading, justify="right", no_wrap=True)
         for layer in report.layers:
             mark = "← first bad" if layer.name == report.first_bad_layer else ""
             figures = [cosine_text(layer.cosine), decibel_text(layer.sqnr_db), mark]
-            layers.add_row(Name(layer.name), *figures)
+            layers.add_row(_name(layer.name), *figures)
         console.print(layers)
     if report.note:
         console.print(Text(plain_text(report.note)))
@@ -214,36 +173,16 @@ def print_verification(report: VerificationReport) -> None:
     console.print(Text.assemble("Verification: ", (found.text, style), demand))
 
 
-def print_findings(findings: Sequence[Finding]) -> None:
-    """What is here and what is missing, with what that costs and the remedy."""
-    console = open_console()
-    here = _table("Here", ("What", "Found"))
-    for finding in findings:
-        if finding.present:
-            here.add_row(Text("✓ " + finding.name, style="green"), plain_text(finding.found))
-    console.print(here)
-    absent = [finding for finding in findings if not finding.present]
-    missing = _table("Missing", ("What", "Found", "Without it", "Remedy"))
-    for finding in absent:
-        name = Text("✗ " + finding.name, style="bold red") if finding.required else finding.name
-        cells = (finding.found, finding.cost, finding.remedy)
-        missing.add_row(name, *map(plain_text, cells))
-    if absent:
-        console.print(missing)
-    if any(finding.required for finding in absent):
-        console.print(Text("mmcompile does not work here: see ✗", style="bold red"))
-
-
 def _print_left_alone(left_alone: Sequence[LeftAlone], console: Console, verbose: bool) -> None:
     if not left_alone:
         return
-    table = _table(f"{count_text(len(left_alone))} candidates left alone", ("Code",))
+    table = open_table(f"{count_text(len(left_alone))} candidates left alone", ("Code",))
     table.add_column("Count", justify="right", no_wrap=True)
     table.add_column("Because it")
     table.add_column("Node" if verbose else "For example")
     for group in reason_groups(left_alone):
         for reason, nodes in group.reasons:
-            names = [Name(node) for node in (nodes if verbose else nodes[:1])]
+            names = [_name(node) for node in (nodes if verbose else nodes[:1])]
             count = count_text(len(nodes))
             table.add_row(group.code, count, plain_text(reason), Group(*names))
     console.print(table)
@@ -266,14 +205,5 @@ def _rows(group: SiteGroup) -> str:
     return "+".join(str(site.out_channels) for site in group.sites)
 
 
-def _table(title: str, left: Sequence[str]) -> Table:
-    table = Table(
-        title=Text(title, style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for heading in left:
-        table.add_column(heading, vertical="bottom")
-    return table
+def _name(name: str) -> Name:
+    return Name(plain_text(name))

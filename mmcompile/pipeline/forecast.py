@@ -73,9 +73,9 @@ def forecast(model: Path, options: CompileOptions) -> Forecast:
     base = plan_without_data(prepared, Policy("mxfp8", granularity=policy.granularity))
     paired = tuple(zip(prepared.groups, base.groups, strict=True))
     rest = model_bytes(prepared, paired) - sum(group.packed_bytes for group in base.groups)
-    note = "the channel order and the tensor scales are not known without data (--calib)"
+    note = "The order and the tensor scales are not known without data (--calib); the size is."
     if policy.name == MICROMIX:
-        note = "the split is not known without data (--calib); the size lies between these"
+        note = "The split is not known without data (--calib); the size lies between these."
     return Forecast(
         model=str(model),
         target=target.name,

@@ -1,6 +1,7 @@
 // The Python module mmcompile._native: checks arguments and calls pack.h without the GIL.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
@@ -70,6 +71,7 @@ std::vector<Segment> checked_segments(const SegmentList& list) {
 
 std::span<const std::int32_t> checked_order(const Order& order, std::int64_t channels,
                                             const std::vector<Segment>& segments) {
+  require(channels >= 1, "there are no input channels");
   const std::span<const std::int32_t> span(order.data(), order.shape(0));
   const std::int64_t needed = Layout{span, segments, 1.0f}.channels();
   require(static_cast<std::int64_t>(span.size()) == needed, "order has ", span.size(),
@@ -115,7 +117,8 @@ std::pair<nb::ndarray<nb::numpy, T, nb::ndim<2>>, T*> new_array(std::int64_t row
 
 auto py_quantize_pack(const Values& weight, bool channels_first, const Order& order,
                       const SegmentList& segment_list, double tensor_scale, const BytesOut& codes,
-                      const BytesOut& scales, int threads, bool bf16) {
+                      const BytesOut& scales, int threads, bool bf16,
+                      const std::string& instruction_set) {
   const ValueMatrix matrix = value_matrix(weight, channels_first, bf16);
   const std::vector<Segment> segments = checked_segments(segment_list);
   const Layout layout{checked_order(order, matrix.channels, segments), segments,
@@ -126,7 +129,7 @@ auto py_quantize_pack(const Values& weight, bool channels_first, const Order& or
   std::vector<ErrorSums> sums;
   {
     const nb::gil_scoped_release release;
-    sums = quantize_pack(matrix, layout, codes.data(), scales.data(), threads);
+    sums = quantize_pack(matrix, layout, codes.data(), scales.data(), threads, instruction_set);
   }
   const auto [array, data] = new_array<double>(static_cast<std::int64_t>(sums.size()), 2);
   for (std::size_t s = 0; s < sums.size(); ++s) {
@@ -171,7 +174,8 @@ NB_MODULE(_native, module) {
   module.doc() = "Packing of weights and emulation of activations, as docs/spec.md defines them.";
   module.def("quantize_pack", &py_quantize_pack, "weight"_a.noconvert(), "channels_first"_a,
              "order"_a.noconvert(), "segments"_a, "tensor_scale"_a, "codes"_a.noconvert(),
-             "scales"_a.noconvert(), "threads"_a, "bf16"_a = false);
+             "scales"_a.noconvert(), "threads"_a, "bf16"_a = false, "instruction_set"_a = "");
+  module.def("instruction_sets", &instruction_sets);
   module.def("dequantize", &py_dequantize, "codes"_a.noconvert(), "scales"_a.noconvert(),
              "segments"_a, "tensor_scale"_a, "out"_a.noconvert(), "threads"_a);
   module.def("quantize_rows", &py_quantize_rows, "x"_a.noconvert(), "order"_a.noconvert(),

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "mmcompile/formats.h"
@@ -73,10 +74,14 @@ struct ErrorSums {
   double errors = 0;
 };
 
-// Quantizes and packs all rows; returns one entry per segment. The bytes and the sums do not
-// depend on the number of threads.
+// Names of the instruction sets that this processor has and quantize_pack can use, best first.
+std::vector<std::string> instruction_sets();
+
+// Quantizes and packs all rows; returns one entry per segment. Neither the bytes nor the sums
+// depend on the number of threads or the instruction set (the best one, unless named).
 std::vector<ErrorSums> quantize_pack(const ValueMatrix& weight, const Layout& layout,
-                                     std::uint8_t* codes, std::uint8_t* scales, int threads);
+                                     std::uint8_t* codes, std::uint8_t* scales, int threads,
+                                     const std::string& instruction_set = "");
 
 // Unpacks rows to values, fp32[rows, K_pad], exactly.
 void dequantize(const std::uint8_t* codes, const std::uint8_t* scales, const Layout& layout,
