@@ -6,6 +6,8 @@ RUN := $(VENV)/bin/python
 DEMO := build/demo
 # Nothing leaves the clone: caches of the demo and the tests live in build/.
 export MMCOMPILE_CACHE_DIR := $(CURDIR)/build/cache
+# The checkout itself is the package: it is built in place, not installed.
+export PYTHONPATH := $(CURDIR)
 
 .PHONY: help dev demo test lint types bench wheel clean
 

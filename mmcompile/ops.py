@@ -88,16 +88,19 @@ def needs_half_blocks(groups: Iterable[GroupPlan]) -> bool:
     return any(segment.activation.block == 16 for g in groups for segment in g.segments)
 
 
-def function_proto(opset: int, *, half_blocks: bool) -> onnx.FunctionProto:
+def function_proto(opset: int, *, half_blocks: bool, unpacked: bool = False) -> onnx.FunctionProto:
     """The operator's meaning in standard operators of the given opset.
 
     Args:
         opset: version of the default ONNX domain in the model, `MIN_OPSET` to `MAX_OPSET`.
         half_blocks: compute activation scales per 16 channels. Needed where a node of the model
             quantizes activations to NVFP4; without it the function is smaller and faster.
+        unpacked: take `weight` as float[K_pad, N], already dequantized, and ignore `scales`. Never
+            written to a model; for verifying models whose decoding would take too much memory.
     """
     scales = _SCALES_PER_16 if half_blocks else _SCALES_PER_32
-    body = _LAYOUT + _WEIGHT + _REORDER + scales + _ROUND
+    weight = _UNPACKED_WEIGHT if unpacked else _WEIGHT
+    body = _LAYOUT + weight + _REORDER + scales + _ROUND
     reduce_max = "ReduceMax <keepdims = 1> ({0}, last_axis)"
     if opset < 18:  # axes became an input in opset 18
         reduce_max = "ReduceMax <axes = [-1], keepdims = 1> ({0})"
@@ -247,7 +250,10 @@ _WEIGHT = """
     scales_int = Cast <to = 6> (scales_unsigned)
     scale_columns = Transpose <perm = [1, 0]> (scales_int)
     scale_table_index = Add (scale_columns, scale_table_column)
-    scale_rows = Gather (scale_values, scale_table_index)
+    scale_bytes_value = Gather (scale_values, scale_table_index)
+    scale_tensor_scale = Where (scale_is_nvfp4, weight_tensor_scale_value, unit)
+    scale_tensor_column = Unsqueeze (scale_tensor_scale, last_axis)
+    scale_rows = Mul (scale_bytes_value, scale_tensor_column)
 
     first_scale = Gather (scale_start, segment)
     first_channel = Gather (segment_start, segment)
@@ -256,11 +262,11 @@ _WEIGHT = """
     block_in_segment = Div (channel_in_segment, channel_block)
     scale_index = Add (first_scale, block_in_segment)
     block_scale = Gather <axis = 0> (scale_rows, scale_index)
-    weight_is_nvfp4 = Gather (format_is_nvfp4, weight_format)
-    channel_weight_scale = Where (weight_is_nvfp4, weight_tensor_scale_value, unit)
-    weight_scale_column = Unsqueeze (channel_weight_scale, last_axis)
-    weight_scale = Mul (block_scale, weight_scale_column)
-    dequantized_weight = Mul (element, weight_scale)
+    dequantized_weight = Mul (element, block_scale)
+"""
+
+_UNPACKED_WEIGHT = """
+    dequantized_weight = Identity (weight)
 """
 
 # The activations as float[M, K_pad] in the permuted order. Rows of the transpose are gathered,

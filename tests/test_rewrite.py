@@ -11,7 +11,6 @@ from mmcompile import ops
 from mmcompile.graph import load_model
 from mmcompile.passes.name_nodes import name_nodes
 from mmcompile.passes.rewrite_linears import packed_names, rewrite_linears
-from mmcompile.plan import GroupPlan
 from mmcompile.verify.compiled import compiled_nodes, read_nodes
 from mmcompile.verify.nodes import node_excess
 from tests import models
@@ -44,17 +43,13 @@ def tied_input(feed):
     return feed["x"] + W.T[feed["ids"]]
 
 
-def absolute(feed):
-    return feed["x"]
-
-
 def transposed(feed):
     return feed["x"].T
 
 
 LAYERS = {
-    # What x, weight [K, N], bias of fp32 (which is quantized or added), and what is added behind
-    # the layer: written down here, not taken from the compiler.
+    # Weight [K, N], bias, and where it is not x itself, what the layer reads: written down here,
+    # not taken from the compiler.
     "matmul": (W, 0),
     "matmul_add": (W, B),
     "matmul_add_bias_first": (W, B),
@@ -84,7 +79,7 @@ LAYERS = {
 PLANS = {"uniform": uniform, "mixed": mixed, "nvfp4": lambda group: uniform(group, "nvfp4")}
 
 
-def check_against_specification(y, x, layer, bias, plan: GroupPlan, unit=0.0, tiny=0.0):
+def check_against_specification(y, x, layer, bias, plan, *, unit=0.0, tiny=0.0):
     """y within the derived bound of the float64 product of the specified operands.
 
     unit and tiny: unit roundoff and half the smallest step of a 16-bit output type.
@@ -178,11 +173,8 @@ def test_layer_on_a_vector(tmp_path):
     check_against_specification(y, x, W, 0, result.plans[0])
 
 
-@pytest.mark.parametrize("kind", ["If", "Loop"])
-@pytest.mark.parametrize("condition", [True, False])
+@pytest.mark.parametrize(("kind", "condition"), [("If", True), ("If", False), ("Loop", None)])
 def test_bodies_still_read_what_they_read(kind, condition, tmp_path):
-    if kind == "Loop" and not condition:
-        pytest.skip("the Loop has no condition")
     model = models.subgraph(kind)
     result = compiled(prepare(model, tmp_path), tmp_path)
     onnx.checker.check_model(str(result.path), full_check=True)
@@ -198,15 +190,14 @@ def test_bodies_still_read_what_they_read(kind, condition, tmp_path):
         layer = weight(K, N, seed=1)
         check_against_specification(y, feed["x"], layer, bias, result.plans[0], unit=2.0**-24)
     else:
-        wide = run(result.path, feed)[0]
         plan = result.plans[0]
-        h = (
-            nm.spec_operand(feed["x"].reshape(-1, K), plan, "act")
-            @ nm.spec_operand(weight(K, K).T, plan, "weight").T
-        )
+        w_hat = nm.spec_operand(weight(K, K).T, plan, "weight")
+        h = nm.spec_operand(feed["x"].reshape(-1, K), plan, "act") @ w_hat.T
         for _ in range(3):
             h = h @ weight(K, K)
-        np.testing.assert_allclose(wide.reshape(h.shape), h, rtol=1e-4, atol=1e-4)
+        # Four products of K = 96 in fp32, whose order is free: 4 · 98 · 2⁻²⁴ = 2.3e-5 of sums of
+        # magnitudes below 4.
+        np.testing.assert_allclose(y.reshape(h.shape), h, atol=1e-4)
     original = {tensor.name for tensor in model.graph.initializer} - {"V"}
     kept = {tensor.name for tensor in result.proto.graph.initializer}
     assert original <= kept
@@ -273,7 +264,9 @@ def test_each_layer_of_a_group_equals_the_layer_alone(tmp_path):
         alone = compiled(prepare(model, folder, include=(name,)), folder, uniform)
         (y,) = run(alone.path, feed)
         part = slice(start, start + width)
-        np.testing.assert_allclose(merged[..., part], y[..., part], rtol=1e-5, atol=1e-5)
+        # Equal operands; the order of fp32 additions is free: 98 · 2⁻²⁴ = 6e-6 of sums of
+        # magnitudes below 16.
+        np.testing.assert_allclose(merged[..., part], y[..., part], atol=1e-4)
         assert np.abs(merged - y).max() > 1e-3  # the other layers are not quantized there
         start += width
 
@@ -309,7 +302,7 @@ def test_names_of_constants_never_meet_the_models_own(tmp_path):
 
 def test_nothing_but_the_layer_changes(tmp_path):
     """Fields, types of attributes and kinds of values that graphsurgeon does not know."""
-    model = models.with_everything() if hasattr(models, "with_everything") else rich_model()
+    model = rich_model()
     prepared = prepare(model, tmp_path)
     result = compiled(prepared, tmp_path)
     before, after = model, result.proto
@@ -375,7 +368,7 @@ def rich_model():
         [
             helper.make_tensor_value_info("y", 1, ["batch", "sequence", N], "the answer"),
             helper.make_tensor_value_info("text", TensorProto.STRING, [2]),
-            helper.make_tensor_value_info("odd", 1, None),
+            helper.make_tensor_value_info("odd", 1, ["n"]),
         ],
         [
             numpy_helper.from_array(W, "W"),
@@ -448,7 +441,9 @@ def test_rewriting_reads_no_weight_and_leaves_its_argument_alone(tmp_path):
 
 def test_node_names_are_made_unique():
     model = models.shared_input()
-    for inner, name in zip(model.graph.node, ["", "", "a", "a", "a", "MatMul:q_product"]):
+    for inner, name in zip(
+        model.graph.node, ["", "", "a", "a", "a", "MatMul:q_product"], strict=True
+    ):
         inner.name = name
     named = [inner.name for inner in name_nodes(model).graph.node]
     assert len(set(named)) == len(named)

@@ -66,7 +66,7 @@ def _run(arguments: list[str]) -> int:
     except _Terminated:
         return _fail("terminated; earlier output is as it was", TERMINATED)
     except SystemExit as stop:
-        # Shell completion is done, or click and rich leave as nobody reads standard output any more.
+        # Shell completion is done, or nobody reads standard output any more (click and rich).
         _drop_output()
         return PIPE_CLOSED if stop.code else ExitCode.OK
     except MemoryError:
@@ -88,7 +88,8 @@ def _usage_line(error: click.ClickException) -> str:
     """What click says about a mistake, and the help that tells more, as one line."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "mmcompile"
-    return f"{' '.join(error.format_message().split())}; see {command} --help"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return f"{message}; see {command} --help"
 
 
 def _fail(message: str, code: int) -> int:

@@ -25,6 +25,7 @@ from mmcompile.verify.compiled import compiled_nodes, read_nodes
 from mmcompile.verify.metrics import Agreement
 from mmcompile.verify.nodes import node_excess
 from mmcompile.verify.outputs import LayerSpec, compare_layers, compare_outputs, first_below
+from mmcompile.verify.unpacked import runs_unpacked
 
 BAD_LAYER_COSINE = 0.9
 """Without --fail-below, a layer whose cosine similarity is below this is called bad."""
@@ -136,7 +137,9 @@ def verify_models(
     samples = take_samples(prepared, evidence.data, options.samples)
     source = prepared.source
     logits = logit_outputs(source, options)
-    outputs = compare_outputs(source.path, compiled.path, samples, logits, progress)
+    outputs = compare_outputs(source, compiled, samples, logits, progress)
+    if runs_unpacked(compiled):
+        notes.append("the compiled model ran with its weights unpacked by the native module")
     missed = _misses(outputs, options.fail_below)
     layers: dict[str, Agreement] = {}
     if options.layers or missed:

@@ -1,17 +1,15 @@
 """Original against compiled model, output by output and layer by layer, with polygraphy's runners.
 
-Both models run one sample at a time, side by side, and only sums are kept. Layers keep the names
-of their output tensors in the compiled model, so that they are compared by name; they are marked
-as outputs in portions that fit a bound on memory.
+Samples run one at a time, and only sums are kept. Layers keep the names of their output tensors
+in the compiled model, so that they are compared by name; they are marked as outputs in portions
+that fit a bound on memory.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,13 +17,17 @@ import onnxruntime as ort
 
 from mmcompile.errors import UsageError
 from mmcompile.graph import SourceModel
-from mmcompile.progress import Progress
-from mmcompile.session import Purpose, first_line, open_session
+from mmcompile.progress import Progress, Silent
+from mmcompile.session import first_line, open_session
 from mmcompile.verify.metrics import Agreement
+from mmcompile.verify.unpacked import open_compiled
 
 Sample = Mapping[str, np.ndarray]
+Outputs = Mapping[str, np.ndarray]
 LAYER_BYTES = 256 << 20
 """Bound on the bytes of layer outputs that are in memory at a time."""
+KEPT_BYTES = 256 << 20
+"""Bound on the bytes of the original's outputs that wait for the compiled model."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,16 @@ class LayerSpec:
 
 
 def compare_outputs(
-    original: Path,
-    compiled: Path,
-    samples: Iterable[Sample],
+    original: SourceModel,
+    compiled: SourceModel,
+    samples: Sequence[Sample],
     logits: frozenset[str],
     progress: Progress,
 ) -> dict[str, Agreement]:
     """Agreement of every model output over all samples, by output name.
+
+    The models run one after the other, so that only one is in memory; the original's outputs are
+    kept for as many samples as `KEPT_BYTES` allows.
 
     Args:
         original: the model as the user gave it.
@@ -54,15 +59,18 @@ def compare_outputs(
         progress: told after every sample.
     """
     found: dict[str, Agreement] = {}
-    first = open_session(original, original.parent, Purpose.DEPLOYMENT)
-    second = open_session(compiled, compiled.parent, Purpose.DEPLOYMENT)
-    for expected, actual in _side_by_side(first, second, samples, progress, "verifying"):
-        for name, reference in expected.items():
-            agreement = found.setdefault(name, Agreement())
-            if name not in actual:
-                agreement.mismatch = "missing from the compiled model"
-                continue
-            agreement.add(reference, actual[name], logits=name in logits)
+    done = 0
+    while done < len(samples):
+        rest = samples[done:]
+        expected = _while_kept(
+            _run(open_session(original.path, original.folder), rest, progress, "running original")
+        )
+        outputs = _run(
+            open_compiled(compiled, compiled.proto), rest[: len(expected)], progress, "running"
+        )
+        for reference, actual in zip(expected, outputs, strict=True):
+            _add(found, reference, actual, logits)
+        done += len(expected)
     return found
 
 
@@ -78,10 +86,15 @@ def compare_layers(
     tokens = max((_tokens(sample) for sample in samples), default=1)
     for portion in _portions(layers, tokens):
         tensors = [layer.tensor for layer in portion]
-        first = open_session(_marked(original.proto, tensors), original.path.parent)
-        second = open_session(_marked(compiled.proto, tensors), compiled.path.parent)
-        title = f"comparing layers {portion[0].name} …"
-        for expected, actual in _side_by_side(first, second, samples, progress, title):
+        first = open_session(_marked(original.proto, tensors), original.folder)
+        second = open_compiled(compiled, _marked(compiled.proto, tensors))
+        title = f"comparing layers from {portion[0].name}"
+        pairs = zip(
+            _run(first, samples, Silent(), title),
+            _run(second, samples, progress, title),
+            strict=True,
+        )
+        for expected, actual in pairs:
             for layer in portion:
                 agreement = found.setdefault(layer.name, Agreement())
                 agreement.add(expected[layer.tensor], actual[layer.tensor])
@@ -96,28 +109,40 @@ def first_below(layers: Mapping[str, Agreement], cosine: float) -> str | None:
     return None
 
 
-def _side_by_side(
-    first: ort.InferenceSession,
-    second: ort.InferenceSession,
-    samples: Iterable[Sample],
-    progress: Progress,
-    title: str,
-) -> Iterator[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]:
+def _add(
+    found: dict[str, Agreement], reference: Outputs, actual: Outputs, logits: frozenset[str]
+) -> None:
+    for name, value in reference.items():
+        agreement = found.setdefault(name, Agreement())
+        if name in actual:
+            agreement.add(value, actual[name], logits=name in logits)
+        else:
+            agreement.mismatch = "missing from the compiled model"
+
+
+def _while_kept(outputs: Iterator[Outputs]) -> list[Outputs]:
+    """The first outputs, at least one, whose bytes stay within `KEPT_BYTES`."""
+    kept: list[Outputs] = []
+    size = 0
+    for output in outputs:
+        kept.append(output)
+        size += sum(value.nbytes for value in output.values())
+        if size > KEPT_BYTES:
+            break
+    return kept
+
+
+def _run(
+    session: ort.InferenceSession, samples: Iterable[Sample], progress: Progress, title: str
+) -> Iterator[Outputs]:
+    """All outputs of a model, sample by sample, through polygraphy's runner."""
     from polygraphy.backend.onnxrt import OnnxrtRunner
     from polygraphy.logger import G_LOGGER
 
-    with ExitStack() as stack:
-        stack.enter_context(G_LOGGER.verbosity(G_LOGGER.CRITICAL))
-        runners = [
-            stack.enter_context(OnnxrtRunner(session, name=name))
-            for session, name in ((first, "original"), (second, "compiled"))
-        ]
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), OnnxrtRunner(session) as runner:
         for number, sample in enumerate(progress.track(samples, title)):
             try:
-                results = [
-                    {name: np.asarray(value) for name, value in runner.infer(dict(sample)).items()}
-                    for runner in runners
-                ]
+                outputs = runner.infer(dict(sample))
             except Exception as error:  # polygraphy and the runtime raise classes of their own
                 raise UsageError(
                     "sample-rejected",
@@ -125,7 +150,7 @@ def _side_by_side(
                     f"ONNX Runtime rejected it: {first_line(error)}",
                     "check the sample's shapes and values against the model's inputs",
                 ) from error
-            yield results[0], results[1]
+            yield {name: np.array(value) for name, value in outputs.items()}
 
 
 def _portions(layers: Sequence[LayerSpec], tokens: int) -> Iterator[list[LayerSpec]]:

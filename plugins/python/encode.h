@@ -14,6 +14,8 @@
 
 namespace mmcompile {
 
+constexpr int kWordBits = 32;
+
 // Calls body(0), body(1), … body(count - 1) with compile-time numbers: loops that must be gone
 // before the vectorizer looks at the loop around them.
 template <int count, class Body>
@@ -38,6 +40,8 @@ struct BlockScales {
   alignas(64) float unit_size[kLanes];   // 1 / unit; NaN if the block is not finite
 };
 
+// Scales of the rows' blocks that begin with channel `first`, and `bytes`, their codes. Clears the
+// blocks that hold NaN or Inf.
 template <int format>
 [[gnu::always_inline]] inline void scale_block(const Constants& constants, Group& group, int first,
                                                std::uint32_t* bytes, BlockScales& scales) {
@@ -121,20 +125,19 @@ template <int format, int unit_channels, int unit_words>
       square += magnitude * magnitude;
       error += difference * difference;
     });
-    unrolled<unit_words>(
-        [&](auto w) __attribute__((always_inline)) { words[w][lane] = word[w]; });
+    unrolled<unit_words>([&](auto w) __attribute__((always_inline)) { words[w][lane] = word[w]; });
     squares[lane] = square;
     errors[lane] = error;
   }
 }
 
-// Quantizes a group and writes its codes and scales to the rows of `tile` from `first_row` on.
+// Quantizes a group and writes the codes and scales of its first `rows` rows, which lie `row_bytes`
+// and `scale_bytes` apart; adds each lane's squares and squared errors to `squares` and `errors`.
 template <int format>
 [[gnu::always_inline]] inline void encode_group(const Constants& constants, Group& group, int rows,
                                                 std::uint8_t* codes, std::int64_t row_bytes,
-                                                std::uint8_t* scale_bytes,
-                                                std::int64_t scale_row_bytes, double* squares,
-                                                double* errors) {
+                                                std::uint8_t* scales, std::int64_t scale_bytes,
+                                                double* squares, double* errors) {
   constexpr BlockFormat block = kBlockFormats[format];
   constexpr int bits = block.element.bits;
   constexpr int group_words = kSegmentStep * bits / kWordBits;
@@ -144,19 +147,19 @@ template <int format>
   alignas(64) std::uint32_t words[group_words][kLanes];
   alignas(64) std::uint32_t bytes[blocks][kLanes];
   for (int b = 0; b < blocks; ++b) {
-    BlockScales scales;
-    scale_block<format>(constants, group, b * block.block, bytes[b], scales);
+    BlockScales block_scales;
+    scale_block<format>(constants, group, b * block.block, bytes[b], block_scales);
     alignas(64) float block_squares[kLanes] = {};
     alignas(64) float block_errors[kLanes] = {};
     for (int c = 0; c < block.block; c += unit_channels) {
       const int first = b * block.block + c;
-      encode_unit<format, unit_channels, unit_words>(group, first, scales,
+      encode_unit<format, unit_channels, unit_words>(group, first, block_scales,
                                                      words + first * bits / kWordBits,
                                                      block_squares, block_errors);
     }
 #pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) {
-      const double unit = scales.unit_size[lane];
+      const double unit = block_scales.unit_size[lane];
       squares[lane] += block_squares[lane] * (unit * unit);
       errors[lane] += block_errors[lane] * (unit * unit);
     }
@@ -166,7 +169,7 @@ template <int format>
     for (int w = 0; w < group_words; ++w) row[w] = words[w][lane];
     std::memcpy(codes + lane * row_bytes, row, sizeof row);
     for (int b = 0; b < blocks; ++b)
-      scale_bytes[lane * scale_row_bytes + b] = static_cast<std::uint8_t>(bytes[b][lane]);
+      scales[lane * scale_bytes + b] = static_cast<std::uint8_t>(bytes[b][lane]);
   }
 }
 

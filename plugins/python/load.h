@@ -22,7 +22,6 @@ constexpr int kLanes = 16;
 constexpr int kContiguousTile = 128;
 
 using Group = float[kSegmentStep][kLanes];
-constexpr int kGroupSize = kSegmentStep * kLanes;
 
 template <class T>
 constexpr float widen(T value);
@@ -82,9 +81,15 @@ struct Tile {
 template <class Body>
 [[gnu::always_inline]] inline void with_type(ValueType type, const Body& body) {
   switch (type) {
-    case ValueType::kFloat32: body(float{}); break;
-    case ValueType::kFloat16: body(Half{}); break;
-    case ValueType::kBfloat16: body(Bfloat16{}); break;
+    case ValueType::kFloat32:
+      body(float{});
+      break;
+    case ValueType::kFloat16:
+      body(Half{});
+      break;
+    case ValueType::kBfloat16:
+      body(Bfloat16{});
+      break;
   }
 }
 
@@ -96,18 +101,19 @@ template <class T>
   const int full_groups = tile.rows / kLanes;
   const int rest = tile.rows % kLanes;
   for (int c = 0; c < kSegmentStep; ++c) {
-    float* lanes = groups[0][c];
     if (channels[c] == kPadding) {
-      for (int first = 0; first < tile.rows; first += kLanes, lanes += kGroupSize)
-        std::memset(lanes, 0, kLanes * sizeof(float));
+      for (int g = 0; g * kLanes < tile.rows; ++g)
+        std::memset(groups[g][c], 0, sizeof groups[g][c]);
       continue;
     }
     const T* run = base + channels[c] * tile.source.channel_stride;
-    for (int g = 0; g < full_groups; ++g, run += kLanes, lanes += kGroupSize) {
+    for (int g = 0; g < full_groups; ++g, run += kLanes) {
+      float* lanes = groups[g][c];
 #pragma omp simd
       for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = widen(run[lane]);
     }
     if (rest == 0) continue;
+    float* lanes = groups[full_groups][c];
     for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane < rest ? widen(run[lane]) : 0.0f;
   }
 }
@@ -184,20 +190,19 @@ template <class T>
   if constexpr (std::is_same_v<T, float>) {
     transpose(ordered, stride, group);
   } else {
-    alignas(64) float rows[kLanes][kSegmentStep];
+    alignas(64) float rows[kLanes * kSegmentStep];
     for (int lane = 0; lane < kLanes; ++lane, ordered += stride) {
 #pragma omp simd
-      for (int c = 0; c < kSegmentStep; ++c) rows[lane][c] = widen(ordered[c]);
+      for (int c = 0; c < kSegmentStep; ++c) rows[lane * kSegmentStep + c] = widen(ordered[c]);
     }
-    transpose(rows[0], kSegmentStep, group);
+    transpose(rows, kSegmentStep, group);
   }
 }
 
 // Orders the rows of a tile whose rows are not contiguous, once before its groups are loaded.
 [[gnu::always_inline]] inline void gather_rows(const Tile& tile) {
-  with_type(tile.source.type, [&]<class T>(T) __attribute__((always_inline)) {
-    gather_rows_of<T>(tile);
-  });
+  with_type(tile.source.type,
+            [&]<class T>(T) __attribute__((always_inline)) { gather_rows_of<T>(tile); });
 }
 
 // Loads the 32 channels at position `channel` of the order for all rows of a tile.

@@ -88,8 +88,9 @@ ValueType value_type(const Values& values, bool bf16) {
     return ValueType::kBfloat16;
   }
   if (values.dtype() == nb::dtype<float>()) return ValueType::kFloat32;
-  const bool half = values.dtype().code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float) &&
-                    values.dtype().bits == 16 && values.dtype().lanes == 1;
+  const bool half =
+      values.dtype().code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float) &&
+      values.dtype().bits == 16 && values.dtype().lanes == 1;
   require(half, "weights are float32, float16 or, with bf16=True, uint16");
   return ValueType::kFloat16;
 }
@@ -108,7 +109,7 @@ ValueMatrix value_matrix(const Values& values, bool channels_first, bool bf16) {
 // A new numpy array [rows, columns] and the memory behind it.
 template <class T>
 std::pair<nb::ndarray<nb::numpy, T, nb::ndim<2>>, T*> new_array(std::int64_t rows,
-                                                               std::int64_t columns) {
+                                                                std::int64_t columns) {
   T* data = new T[static_cast<std::size_t>(rows * columns)];
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
   const std::size_t shape[] = {static_cast<std::size_t>(rows), static_cast<std::size_t>(columns)};

@@ -38,8 +38,8 @@ template <int format>
       prefetch_share(tile, c + kSegmentStep, g, groups_used);
       const int rows = std::min(kLanes, tile.rows - g * kLanes);
       encode_group<format>(constants, groups[g], rows, codes + g * kLanes * tile.row_bytes,
-                           tile.row_bytes, scales + g * kLanes * tile.scale_bytes,
-                           tile.scale_bytes, squares[g], errors[g]);
+                           tile.row_bytes, scales + g * kLanes * tile.scale_bytes, tile.scale_bytes,
+                           squares[g], errors[g]);
     }
     codes += step_bytes;
     scales += step_scales;
@@ -60,11 +60,21 @@ template <int format>
   for (std::size_t s = 0; s < tile.layout.segments.size(); ++s) {
     const Segment& segment = tile.layout.segments[s];
     switch (segment.format) {
-      case 0: pack_segment<0>(tile, segment, channel, codes, scales, tile.sums[s]); break;
-      case 1: pack_segment<1>(tile, segment, channel, codes, scales, tile.sums[s]); break;
-      case 2: pack_segment<2>(tile, segment, channel, codes, scales, tile.sums[s]); break;
-      case 3: pack_segment<3>(tile, segment, channel, codes, scales, tile.sums[s]); break;
-      case 4: pack_segment<4>(tile, segment, channel, codes, scales, tile.sums[s]); break;
+      case 0:
+        pack_segment<0>(tile, segment, channel, codes, scales, tile.sums[s]);
+        break;
+      case 1:
+        pack_segment<1>(tile, segment, channel, codes, scales, tile.sums[s]);
+        break;
+      case 2:
+        pack_segment<2>(tile, segment, channel, codes, scales, tile.sums[s]);
+        break;
+      case 3:
+        pack_segment<3>(tile, segment, channel, codes, scales, tile.sums[s]);
+        break;
+      case 4:
+        pack_segment<4>(tile, segment, channel, codes, scales, tile.sums[s]);
+        break;
     }
     channel += segment.channels;
     codes += segment.row_bytes();
@@ -72,10 +82,14 @@ template <int format>
   }
 }
 
-void pack_tile_generic(const Tile& tile) { pack_tile_body(tile); }
+void pack_tile_generic(const Tile& tile) {
+  pack_tile_body(tile);
+}
 
 #ifdef MMCOMPILE_X86_DISPATCH
-[[gnu::target("avx2")]] void pack_tile_avx2(const Tile& tile) { pack_tile_body(tile); }
+[[gnu::target("avx2")]] void pack_tile_avx2(const Tile& tile) {
+  pack_tile_body(tile);
+}
 
 [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")]]
 void pack_tile_avx512(const Tile& tile) {
@@ -129,7 +143,8 @@ std::vector<ErrorSums> quantize_pack(const ValueMatrix& weight, const Layout& la
   // Per tile, summed in order below, so that the result does not depend on who packed what.
   std::vector<ErrorSums> tile_sums(static_cast<std::size_t>(tiles) * segments);
   parallel_ranges(tiles, threads, [&](std::int64_t begin, std::int64_t end) {
-    std::vector<float> gathered(contiguous ? 0 : kLanes * layout.order.size());
+    const auto gathered =
+        std::make_unique_for_overwrite<float[]>(contiguous ? 0 : kLanes * layout.order.size());
     const std::int64_t end_row = std::min(end * tile_rows, weight.rows);
     for (std::int64_t t = begin; t < end; ++t) {
       const std::int64_t row = t * tile_rows;
@@ -141,7 +156,7 @@ std::vector<ErrorSums> quantize_pack(const ValueMatrix& weight, const Layout& la
                      .rows_left = end_row - row,
                      .row_bytes = row_bytes,
                      .scale_bytes = scale_bytes,
-                     .gathered = gathered.data(),
+                     .gathered = gathered.get(),
                      .codes = codes + row * row_bytes,
                      .scales = scales + row * scale_bytes,
                      .sums = tile_sums.data() + static_cast<std::size_t>(t) * segments});

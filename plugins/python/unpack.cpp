@@ -54,8 +54,8 @@ void dequantize(const std::uint8_t* codes, const std::uint8_t* scales, const Lay
       const std::uint8_t* row_scales = scales + row * scale_bytes;
       float* row_values = values + row * padded;
       for (const Segment& segment : layout.segments) {
-        using Unpack = void (*)(const Segment&, const std::uint8_t*, const std::uint8_t*, float,
-                                float*);
+        using Unpack =
+            void (*)(const Segment&, const std::uint8_t*, const std::uint8_t*, float, float*);
         constexpr Unpack by_format[] = {unpack_segment<0>, unpack_segment<1>, unpack_segment<2>,
                                         unpack_segment<3>, unpack_segment<4>};
         by_format[segment.format](segment, row_codes, row_scales, layout.tensor_scale, row_values);

@@ -50,11 +50,11 @@ inline constexpr BlockFormat kBlockFormats[] = {
 };
 inline constexpr int kFormatCount = 5;
 
-inline constexpr std::uint32_t kSignBit = 0x80000000u;       // sign of an fp32
-inline constexpr std::uint32_t kMagnitudeBits = 0x7FFFFFFFu; // all but the sign
-inline constexpr std::uint32_t kExponentField = 0x7F800000u; // exponent of an fp32; bits of +Inf
-inline constexpr std::uint32_t kMantissaField = 0x007FFFFFu; // 2^23 - 1
-inline constexpr std::uint32_t kTwoToMinus127 = 0x00400000u; // 2^-127, a subnormal
+inline constexpr std::uint32_t kSignBit = 0x80000000u;        // sign of an fp32
+inline constexpr std::uint32_t kMagnitudeBits = 0x7FFFFFFFu;  // all but the sign
+inline constexpr std::uint32_t kExponentField = 0x7F800000u;  // exponent of an fp32; bits of +Inf
+inline constexpr std::uint32_t kMantissaField = 0x007FFFFFu;  // 2^23 - 1
+inline constexpr std::uint32_t kTwoToMinus127 = 0x00400000u;  // 2^-127, a subnormal
 inline constexpr std::uint32_t kQuietNan = 0x7FC00000u;
 inline constexpr std::uint32_t kE8M0Nan = 255;
 inline constexpr std::uint32_t kE4M3Nan = 0x7F;  // S.1111.111, positive

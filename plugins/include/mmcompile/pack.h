@@ -39,9 +39,9 @@ enum class ValueType : std::uint8_t { kFloat32, kFloat16, kBfloat16 };
 struct ValueMatrix {
   const void* data;
   ValueType type;
-  std::int64_t rows;            // N, or the tokens of an activation
-  std::int64_t channels;        // K
-  std::int64_t row_stride;      // in elements, as is the next
+  std::int64_t rows;        // N, or the tokens of an activation
+  std::int64_t channels;    // K
+  std::int64_t row_stride;  // in elements, as is the next
   std::int64_t channel_stride;
 };
 

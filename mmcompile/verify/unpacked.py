@@ -1,0 +1,78 @@
+"""Runs compiled models in ONNX Runtime without the memory that decoding their weights would take.
+
+ONNX Runtime folds the decoding of packed weights into constants when it loads a model, and keeps
+every intermediate value until it is done: about 50 bytes per weight. Up to `DEPLOYABLE_WEIGHTS`
+a model is run as it is, as users would. Larger ones get their weights unpacked by the native
+module, 4 bytes each; all the rest of the function is what the model carries.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto
+
+from mmcompile import ops
+from mmcompile.graph import SourceModel
+from mmcompile.packed import dequantize_weight
+from mmcompile.plan import GroupPlan
+from mmcompile.session import Purpose, open_session
+from mmcompile.verify.compiled import compiled_nodes, read_nodes
+
+DEPLOYABLE_WEIGHTS = 24_000_000
+"""Packed weights that a model may have to be run as it is: about 1.2 GB while it loads."""
+
+
+def runs_unpacked(compiled: SourceModel) -> bool:
+    """Whether `open_compiled` unpacks the model's weights itself."""
+    dims = {tensor.name: tensor.dims for tensor in compiled.proto.graph.initializer}
+    weights = 0
+    for node in compiled_nodes(compiled):
+        rows, channels = dims[node.node.input[4]][0], dims[node.node.input[1]][0]
+        weights += rows * channels
+    return weights > DEPLOYABLE_WEIGHTS
+
+
+def open_compiled(compiled: SourceModel, skeleton: onnx.ModelProto) -> ort.InferenceSession:
+    """A session on a compiled model.
+
+    Args:
+        compiled: the model on disk.
+        skeleton: its graph, or a version of it with other outputs.
+    """
+    if not runs_unpacked(compiled):
+        purpose = Purpose.DEPLOYMENT if skeleton is compiled.proto else Purpose.FEW_RUNS
+        return open_session(skeleton, compiled.folder, purpose)
+    model = onnx.ModelProto()
+    model.CopyFrom(skeleton)
+    declared = {tensor.name: tensor for tensor in model.graph.initializer}
+    constants: dict[str, np.ndarray] = {}
+    plans: list[GroupPlan] = []
+    for node, plan, packed in read_nodes(compiled):
+        name = node.node.input[2]
+        constants[name] = np.ascontiguousarray(dequantize_weight(packed, plan).T)
+        _declare_float(declared[name], constants[name].shape)
+        plans.append(plan)
+    _replace_function(model, plans)
+    return open_session(model, compiled.folder, Purpose.FEW_RUNS, constants)
+
+
+def _declare_float(tensor: onnx.TensorProto, shape: tuple[int, ...]) -> None:
+    name = tensor.name
+    tensor.Clear()
+    tensor.name = name
+    tensor.data_type = TensorProto.FLOAT
+    tensor.dims.extend(shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="unpacked")
+
+
+def _replace_function(model: onnx.ModelProto, plans: list[GroupPlan]) -> None:
+    opset = {entry.domain: entry.version for entry in model.opset_import}
+    others = [function for function in model.functions if function.name != ops.OP_TYPE]
+    version = opset.get("") or opset["ai.onnx"]
+    half_blocks = ops.needs_half_blocks(plans)
+    own = ops.function_proto(version, half_blocks=half_blocks, unpacked=True)
+    del model.functions[:]
+    model.functions.extend([*others, own])
