@@ -7,6 +7,9 @@ DEMO := build/demo
 # Nothing leaves the clone: caches of the demo and the tests live in build/.
 export MMCOMPILE_CACHE_DIR := $(CURDIR)/build/cache
 # The checkout itself is the package: it is built in place, not installed.
+export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
+export HF_HOME := $(CURDIR)/build/cache/huggingface
+export ORT_DISABLE_TELEMETRY := 1
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help dev demo test lint types bench wheel clean

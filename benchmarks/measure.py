@@ -184,4 +184,5 @@ def show(
         table.add_column(column, justify="right" if index else "left")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)

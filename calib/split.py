@@ -75,6 +75,11 @@ def split_channels(
     share_8 = min(share_above_middle, share_above_low)
     share_6 = max(0.0, share_above_low - share_8)
     padded = math.ceil(channels / granularity) * granularity
-    p8 = min(padded, math.ceil(channels * share_8 / granularity) * granularity)
-    p6 = min(padded - p8, math.ceil(channels * share_6 / granularity) * granularity)
+    p8 = min(padded, _whole_runs(channels * share_8 / granularity) * granularity)
+    p6 = min(padded - p8, _whole_runs(channels * share_6 / granularity) * granularity)
     return Split(p4=padded - p8 - p6, p6=p6, p8=p8)
+
+
+def _whole_runs(runs: float) -> int:
+    """⌈runs⌉, where an excess of less than a billionth comes from rounding the shares."""
+    return math.ceil(runs - 1e-9)

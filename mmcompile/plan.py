@@ -136,6 +136,11 @@ class LeftAlone(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: str
     reason: str
 
+    @property
+    def is_linear(self) -> bool:
+        """False for products without a weight, such as those of attention."""
+        return self.code not in ("two-activations", "two-constants")
+
 
 class QuantPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The decision for one model.

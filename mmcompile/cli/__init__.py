@@ -35,6 +35,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may hold what a terminal cannot
     signal.signal(signal.SIGTERM, _terminate)
+    # ONNX Runtime would otherwise keep a database in the user's cache folder and upload it.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     sys.exit(run(sys.argv[1:]))
 
 

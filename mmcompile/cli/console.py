@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import click
 import msgspec
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
@@ -30,14 +31,14 @@ class Name:
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         """The longest part is the least width."""
-        lengths = [len(part) for part in self._parts]
+        lengths = [cell_len(part) for part in self._parts]
         return Measurement(max(lengths), sum(lengths))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """As many parts per line as fit."""
         lines = [""]
         for part in self._parts:
-            if lines[-1] and len(lines[-1]) + len(part) > options.max_width:
+            if lines[-1] and cell_len(lines[-1] + part) > options.max_width:
                 lines.append("")
             lines[-1] += part
         yield Text("\n".join(lines), overflow="fold")

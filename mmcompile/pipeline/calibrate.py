@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def open_inputs(prepared: Prepared, options: DataOptions, *, hold_back_some: boo
     specs = input_specs(prepared.runnable)
 
     def opened(source: object) -> CalibrationData:
-        return open_data(
+        data = open_data(
             source,  # type: ignore[arg-type]
             specs,
             limit=options.samples,
@@ -56,6 +57,8 @@ def open_inputs(prepared: Prepared, options: DataOptions, *, hold_back_some: boo
             tokenizer=options.tokenizer,
             chunk=options.chunk,
         )
+        text = os.fsencode(data.description).decode("utf-8", "replace")
+        return dataclasses.replace(data, description=text)  # for the plan, which is UTF-8
 
     if options.verification is not None:
         held = opened(options.verification)

@@ -17,7 +17,7 @@ from mmcompile.packed import PackedLinear
 from mmcompile.passes.rewrite_linears import packed_names, rewrite_linears
 from mmcompile.pipeline.calibrate import open_inputs
 from mmcompile.pipeline.decision import Decision, decide
-from mmcompile.pipeline.files import FAILED, PLAN_FILE, REPORT_HTML, REPORT_JSON
+from mmcompile.pipeline.files import FAILED, PLAN_FILE, REPORT_HTML, REPORT_JSON, check_name
 from mmcompile.pipeline.forecast import model_bytes
 from mmcompile.pipeline.options import CompileOptions, CompileResult
 from mmcompile.pipeline.prepare import Prepared, prepare
@@ -55,6 +55,7 @@ def compile_model(
     options = options or CompileOptions()
     progress = progress or Silent()
     target = parse_target(options.gpu)
+    check_name(options.output)
     watch = Stopwatch()
     with watch.stage("load"):
         prepared = prepare(Path(path), options.selection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,20 @@ REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 FAILED = "failed-"
 """What the reports of a model that failed its verification are prefixed with."""
+
+
+def check_name(path: Path) -> None:
+    """Refuses a file or folder whose path is no text: ONNX Runtime cannot open it.
+
+    Raises:
+        UsageError: the path is not valid UTF-8.
+    """
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        reason = "its path is not valid UTF-8, which ONNX Runtime asks for"
+        raise UsageError("path-no-text", shown, reason, "rename the file or folder") from None
 
 
 def check_target(path: Path, sources: Iterable[Path] = ()) -> None:

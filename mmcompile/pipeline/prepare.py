@@ -17,6 +17,7 @@ from mmcompile.passes.find_linears import Selection, find_linears
 from mmcompile.passes.group_sites import group_sites
 from mmcompile.passes.name_nodes import name_nodes
 from mmcompile.passes.upcast_bfloat16 import upcast_bfloat16, uses_bfloat16
+from mmcompile.pipeline.files import check_name
 from mmcompile.plan import GroupPlan, LeftAlone, QuantPlan
 from mmcompile.sites import SiteGroup
 
@@ -53,9 +54,11 @@ def prepare(path: Path, selection: Selection) -> Prepared:
     """Reads a model and finds its linears.
 
     Raises:
-        UsageError: there is no such file, or a pattern of the selection matches nothing.
+        UsageError: there is no such file, its path is no text, or a pattern of the selection
+            matches nothing.
         UnsupportedModelError: the model cannot be read, or mmcompile wrote it.
     """
+    check_name(path)
     source = load_model(path)
     source = dataclasses.replace(source, proto=name_nodes(source.proto))
     if any(node.op_type == "MicroMixLinear" for node in source.proto.graph.node):

@@ -11,7 +11,6 @@ import resource
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -94,7 +93,7 @@ def build_report(
         command=_text(options.command),
         versions=_versions(),
         model=ModelInfo(
-            path=_text(source.path),
+            path=str(source.path),
             bytes_before=source.size_bytes,
             bytes_after=outcome.model_bytes,
             parameters=sum(math.prod(t.dims) for t in source.proto.graph.initializer),
@@ -216,7 +215,7 @@ def _versions() -> dict[str, str]:
 
 def _reproduce(prepared: Prepared, options: CompileOptions) -> tuple[str, ...]:
     compiled, plan, original = (
-        shlex.quote(_text(path))
+        shlex.quote(str(path))
         for path in (options.output / MODEL_FILE, options.output / PLAN_FILE, prepared.source.path)
     )
     lines = [_text(options.command)] if options.command else []
@@ -225,6 +224,6 @@ def _reproduce(prepared: Prepared, options: CompileOptions) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _text(value: str | Path) -> str:
-    """A path or command as text that a file in UTF-8 can hold, whatever bytes are in its names."""
-    return os.fsencode(value).decode("utf-8", "replace")
+def _text(command: str) -> str:
+    """A command as text that a file in UTF-8 can hold, whatever bytes are in its arguments."""
+    return os.fsencode(command).decode("utf-8", "replace")

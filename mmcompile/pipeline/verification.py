@@ -15,6 +15,7 @@ import onnx
 from mmcompile.calib.data import CalibrationData, Sample, trim_padding
 from mmcompile.errors import UsageError
 from mmcompile.graph import SourceModel, load_model
+from mmcompile.graph.tensors import shown
 from mmcompile.passes.find_linears import Selection
 from mmcompile.pipeline.calibrate import open_inputs
 from mmcompile.pipeline.options import DataOptions, VerifyOptions
@@ -183,7 +184,17 @@ def _check_interface(source: SourceModel, compiled: SourceModel) -> None:
 
 
 def _names(values: list[onnx.ValueInfoProto]) -> str:
-    return ", ".join(onnx.printer.to_text(value) for value in values)
+    return ", ".join(map(_declaration, values))
+
+
+def _declaration(value: onnx.ValueInfoProto) -> str:
+    """An input or output in words, e.g. `logits float32[batch, 128, ?]`."""
+    tensor = value.type.tensor_type
+    dims = (
+        d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in tensor.shape.dim
+    )
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return shown(f"{value.name} {dtype}[{', '.join(map(str, dims))}]")
 
 
 def _layers(prepared: Prepared, compiled: SourceModel) -> list[LayerSpec]:

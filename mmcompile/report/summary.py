@@ -136,7 +136,7 @@ def layer_errors(
 
 def report_totals(report: Report) -> Totals:
     """Figures over all layers of a report."""
-    return layer_totals(report.layers, len(report.left_alone))
+    return layer_totals(report.layers, sum(entry.is_linear for entry in report.left_alone))
 
 
 def layer_totals(layers: Sequence[LayerReport], left_alone: int) -> Totals:
@@ -144,7 +144,7 @@ def layer_totals(layers: Sequence[LayerReport], left_alone: int) -> Totals:
 
     Args:
         layers: the layers.
-        left_alone: number of candidates that were not rewritten.
+        left_alone: number of linear layers that were not rewritten.
     """
     weights = sum(layer.weights for layer in layers)
     inputs = sum(layer.in_channels for layer in layers)
