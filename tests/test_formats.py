@@ -73,10 +73,8 @@ def difficult_values(element: ElementFormat) -> np.ndarray:
     beyond = np.array([1.01, 1.5, 2, 1e10], np.float32) * np.float32(element.max)
     special = np.array([0.0, -0.0, np.inf, -np.inf, 1e-45, -1e-45, FLT_MAX, -FLT_MAX], np.float32)
     in_range = np.random.default_rng(1).uniform(-element.max, element.max, 200_000)
-    return np.concatenate(
-        [neighbours(grid), neighbours(ties), beyond, -beyond, special, in_range.astype(np.float32)]
-        + [random_floats(50_000)]
-    )
+    parts = [neighbours(grid), neighbours(ties), beyond, -beyond, special]
+    return np.concatenate([*parts, in_range.astype(np.float32), random_floats(50_000)])
 
 
 def test_ids_follow_the_order_of_the_table():

@@ -172,7 +172,7 @@ def test_an_edited_plan_is_honoured(work):
     node = next(n for n in model.graph.node if n.name == "first")
     found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert found["segment_channels"] == [32, 64]
-    weight = next(t for t in model.graph.initializer if t.name == "first.weight")
+    weight = next(t for t in model.graph.initializer if t.name == node.input[2])
     assert list(weight.dims) == [HIDDEN, 32 // 2 + 64]
     report = load_report(Path("again/report.json"))
     assert report.policy.name == "by hand"
@@ -429,6 +429,9 @@ def test_a_cache_that_cannot_be_used_is_no_error(work, monkeypatch, calibrations
 
 # Dry runs and sizes
 
+SLACK = 600
+"""Bytes that sizes are known to: alignment, and how the graph writes down where a weight lies."""
+
 
 def sizes(work):
     names = ("model.onnx", "model.onnx.data")
@@ -445,10 +448,9 @@ def test_a_dry_run_writes_nothing_and_knows_the_size(work):
     assert report["model"]["estimated"]
     assert report["verification"] is None
     assert not work.out.exists()
-    assert set(p.name for p in work.folder.iterdir()) == {"model.onnx", "data.npz", "cache"}
+    assert {p.name for p in work.folder.iterdir()} == {"model.onnx", "data.npz", "cache"}
     work.compile()
-    # Alignment pads the beginnings of the weights to 64 bytes.
-    assert 0 <= sizes(work) - report["model"]["bytes_after"] < 64 * 6 + 600
+    assert abs(sizes(work) - report["model"]["bytes_after"]) < SLACK
     written = load_report(work.out / "report.json")
     assert (
         json.loads(msgspec.json.encode(written.layers[0].segments))
@@ -474,10 +476,10 @@ def test_a_dry_run_without_data_gives_bounds(work):
     assert by_name["mxfp4"]["compute_limit"] == 8
     work.compile()
     bounds = [by_name[name]["model_bytes"] for name in ("mxfp4", "mxfp8")]
-    assert bounds[0] <= sizes(work) <= bounds[1] + 1000
+    assert bounds[0] <= sizes(work) <= bounds[1] + SLACK
     for name in by_name:
         work.compile("--policy", name)
-        assert 0 <= sizes(work) - by_name[name]["model_bytes"] < 64 * 6 + 600
+        assert abs(sizes(work) - by_name[name]["model_bytes"]) < SLACK
     text = call(work.model, "--dry-run").out
     assert "split is not known without data" in text
     assert "dry run: nothing was written" in text
@@ -491,7 +493,7 @@ def test_a_dry_run_without_data_of_policies_that_need_some(work, options):
     (row,) = expected["formats"]
     assert row["format"] == options[1]
     work.compile("--granularity", "128", *options)
-    assert 0 <= sizes(work) - row["model_bytes"] < 64 * 6 + 600
+    assert abs(sizes(work) - row["model_bytes"]) < SLACK
 
 
 def test_a_dry_run_checks_what_a_run_would_check(work):
@@ -511,7 +513,7 @@ def test_the_size_counts_weights_that_stay(work, weight_read_elsewhere):
     onnx.save(model, work.model)
     report = call(*work.arguments("--dry-run", "--json")).json()
     work.compile()
-    assert 0 <= sizes(work) - report["model"]["bytes_after"] < 64 * 7 + 700
+    assert abs(sizes(work) - report["model"]["bytes_after"]) < SLACK
 
 
 # Without data
@@ -641,18 +643,14 @@ def test_without_verification(work):
     assert load_report(work.out / "report.json").verification is None
 
 
-def test_a_model_that_answers_nan_is_compared_where_it_does_not(work):
-    model = two_layers(final="Sqrt")  # of negative numbers
-    onnx.save(model, work.model)
+def test_numbers_that_become_nan_always_fail(work):
+    onnx.save(two_layers(final="Sqrt"), work.model)  # of numbers some of which change their sign
     result = work.compile()
-    assert result.code == 0
-    found = load_report(work.out / "report.json").verification
-    # Signs of small values change, so that NaN stands elsewhere in the compiled model.
-    assert found.outputs[0].cosine_mean is None
-    assert "y: NaN or infinity where the original has a number" in found.note
-    result = work.compile("--fail-below", "0.5")
     assert result.code == 5
-    assert "NaN" in result.line()
+    assert "verification: y: NaN or infinity where the original has a number" in result.line()
+    report = load_report(work.out / "failed-report.json")
+    assert report.verification.outputs[0].cosine_mean is None
+    assert work.compile("--no-verify").code == 0
 
 
 # Models of other types
@@ -694,24 +692,13 @@ def test_bfloat16_end_to_end(work):
     assert "bfloat16" in demanded.line()
 
 
-@pytest.mark.parametrize("wrong", ["weight", "bias"])
-def test_a_wrong_node_of_a_bfloat16_model_is_noticed(work, monkeypatch, wrong):
-    from mmcompile.pipeline import compile as module
-
+def test_a_node_that_is_wrong_fails_a_bfloat16_model(work, monkeypatch):
     onnx.save(two_layers(ml_dtypes.bfloat16), work.model)
     np.savez(work.data, x=samples())
-    real = module.rewrite_linears
-
-    def other_function(*arguments):
-        model = real(*arguments)
-        body = model.functions[0].node
-        for node in body:
-            if node.op_type == "Round":
-                node.op_type = "Floor"
-        return model
-
-    monkeypatch.setattr(module, "rewrite_linears", other_function)
-    assert work.compile().code in (0, 5)
+    monkeypatch.setattr("mmcompile.pipeline.verification.node_excess", lambda *_: 1.5)
+    result = work.compile()
+    assert result.code == 5
+    assert "the worst is at 1.50 of the derived error bound" in result.line()
 
 
 @pytest.mark.parametrize("name", ["matmul_add", "gemm_trans_ab", "shared_input", "tied_weight"])

@@ -162,6 +162,5 @@ def _refuse(stage: StagedOutput, verification: VerificationReport) -> NoReturn:
             else:
                 file.unlink()
     kept = stage.commit()
-    where, reason = shortfall(verification)
-    remedy = f"see {kept[0]}; use more bits, exclude layers, or lower --fail-below"
-    raise VerificationError("verification-failed", where, reason, remedy)
+    where, reason, remedy = shortfall(verification)
+    raise VerificationError("verification-failed", where, reason, f"see {kept[0]}; {remedy}")

@@ -220,8 +220,18 @@ def _reproduce(prepared: Prepared, options: CompileOptions) -> tuple[str, ...]:
     )
     lines = [_text(options.command)] if options.command else []
     lines.append(f"mmcompile {original} --gpu {options.gpu} --plan {plan} -o OTHER")
-    lines.append(f"polygraphy run {original} {compiled} --onnxrt --atol 0.1 --rtol 0.1")
+    lines += polygraphy_lines(original, compiled)
     return tuple(lines)
+
+
+def polygraphy_lines(original: str, compiled: str) -> tuple[str, str]:
+    """Commands that compare two models in ONNX Runtime with polygraphy."""
+    demand = "--compare cosine_similarity --cosine-similarity-threshold 0.9"
+    return (
+        f"polygraphy run {original} --onnxrt --save-inputs inputs.json --save-outputs outputs.json",
+        f"polygraphy run {compiled} --onnxrt --load-inputs inputs.json "
+        f"--load-outputs outputs.json {demand}",
+    )
 
 
 def _text(command: str) -> str:

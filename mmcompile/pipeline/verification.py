@@ -91,17 +91,16 @@ def check_demands(prepared: Prepared, data: CalibrationData | None, options: Ver
     raise UsageError("fail-below-unmeasured", "--fail-below", reason, remedy)
 
 
-def shortfall(report: VerificationReport) -> tuple[str, str]:
-    """Where a failed verification failed, and by how much, in words."""
-    if not report.outputs:
-        return "MicroMixLinear nodes", report.note or "they differ from the specification"
-    worst = min(report.outputs, key=lambda o: -2.0 if o.cosine_mean is None else o.cosine_mean)
-    if worst.cosine_mean is None:
-        return f"output {worst.name}", report.note or "it cannot be compared"
+def shortfall(report: VerificationReport) -> tuple[str, str, str]:
+    """Where a failed verification failed, by how much, and what may help, in words."""
+    worst = min(report.outputs, key=lambda o: o.cosine_mean or -2.0, default=None)
+    if worst is None or worst.cosine_mean is None:
+        reason = report.note or "the outputs cannot be compared"
+        return "verification", reason, "exclude layers, or look at the model with --no-verify"
     reason = f"mean cosine similarity {worst.cosine_mean:.6f}, demanded was {report.threshold}"
     if report.first_bad_layer:
         reason += f"; first bad layer: {report.first_bad_layer}"
-    return f"output {worst.name}", reason
+    return f"output {worst.name}", reason, "use more bits, exclude layers, or lower --fail-below"
 
 
 def verify_models(
