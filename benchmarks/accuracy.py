@@ -96,6 +96,7 @@ def cases() -> Iterator[Case]:
 def micromix_cases() -> Iterator[Case]:
     """MicroMix in its settings."""
     yield Case("micromix (code, 128)", Policy())
+    yield Case("micromix (code, 64)", Policy(granularity=64))
     yield Case("micromix (code, 32)", Policy(granularity=32))
     yield Case("micromix (paper, 128)", Policy(thresholds=Thresholds.PAPER))
     yield Case("micromix (code, λ 1.5, 32)", Policy(granularity=32, factor=1.5))

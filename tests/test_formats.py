@@ -195,8 +195,11 @@ def test_nvfp4_scale_is_amax_over_six_to_nearest(exponent: int):
     tensor_scale = 2.0**exponent
     # Magnitudes that give scales throughout E4M3, and some that give none or saturate.
     mantissas = np.random.default_rng(2).uniform(1, 2, 4000)
-    exponents = np.random.default_rng(3).integers(-14, 14, 4000) + exponent
-    amax = np.ldexp(mantissas, exponents).astype(np.float32)
+    exponents = np.random.default_rng(3).integers(-14, 14, 4000)
+    grid = np.sort(E4M3_SCALES[:127])
+    ties = (grid[1:] + grid[:-1]) * np.float32(3)
+    units = np.concatenate([np.ldexp(mantissas, exponents).astype(np.float32), neighbours(ties)])
+    amax = units * np.float32(tensor_scale)
     factor = Fraction(float(np.float32(1) / np.float32(6))) / Fraction(2) ** exponent
     # 24 by 24 bits are exact in fp64, so that one rounding to fp32 remains.
     scaled = np.float32(amax.astype(np.float64) * float(factor))

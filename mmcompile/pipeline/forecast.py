@@ -71,8 +71,6 @@ def forecast(model: Path, options: CompileOptions) -> Forecast:
     policy = options.policy
     names = _MICROMIX_FORMATS if policy.name == MICROMIX else (UNIFORM[policy.name],)
     base = plan_without_data(prepared, Policy("mxfp8", granularity=policy.granularity))
-    paired = tuple(zip(prepared.groups, base.groups, strict=True))
-    rest = model_bytes(prepared, paired) - sum(group.packed_bytes for group in base.groups)
     note = "The order and the tensor scales are not known without data (--calib); the size is."
     if policy.name == MICROMIX:
         note = "The split is not known without data (--calib); the size lies between these."
@@ -84,7 +82,7 @@ def forecast(model: Path, options: CompileOptions) -> Forecast:
         groups=len(prepared.groups),
         linears=sum(len(group.sites) for group in prepared.groups),
         weights=sum(group.in_channels * group.out_channels for group in prepared.groups),
-        formats=tuple(_in_one_format(base, name, rest, target) for name in names),
+        formats=tuple(_in_one_format(prepared, base, name, target) for name in names),
         left_alone=prepared.left_alone,
         note=note,
     )
@@ -98,7 +96,9 @@ def model_bytes(prepared: Prepared, decided: Sequence[tuple[SiteGroup, GroupPlan
     return graph + sum(storage_bytes(t.data_type, tuple(t.dims)) for t in weights)
 
 
-def _in_one_format(base: QuantPlan, name: str, rest: int, target: Target) -> FormatForecast:
+def _in_one_format(
+    prepared: Prepared, base: QuantPlan, name: str, target: Target
+) -> FormatForecast:
     groups = tuple(
         msgspec.structs.replace(
             group, segments=(Segment(group.padded_channels, name, name, 2.0, 2.0),)
@@ -107,7 +107,7 @@ def _in_one_format(base: QuantPlan, name: str, rest: int, target: Target) -> For
     )
     return FormatForecast(
         format=name,
-        model_bytes=rest + sum(group.packed_bytes for group in groups),
+        model_bytes=model_bytes(prepared, tuple(zip(prepared.groups, groups, strict=True))),
         weight_bits=msgspec.structs.replace(base, groups=groups).mean_weight_bits(),
         compute_limit=target.compute_limit(groups),
     )

@@ -1,0 +1,231 @@
+"""Packed groups against the numpy statement of the specification, from models on disk."""
+
+import dataclasses
+import math
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from mmcompile.errors import ExitCode, UnsupportedModelError
+from mmcompile.graph import load_model
+from mmcompile.pack import pack_group
+from mmcompile.packed import dequantize_activations, dequantize_weight, native_segments
+from tests import models
+from tests import node_models as nm
+from tests.compiling import mixed, planned, prepare, uniform
+from tests.models import K, N, model_of, weight
+
+node = helper.make_node
+
+UNEQUAL = ((32, "mxfp8", "mxfp4", 1.5, 1.75), (64, "mxfp4", "mxfp6_e3m2", 1.75, 2.0))
+PLANS = {
+    "mxfp4": lambda group: uniform(group, "mxfp4"),
+    "mxfp6_e2m3": lambda group: uniform(group, "mxfp6_e2m3"),
+    "mxfp6_e3m2": lambda group: uniform(group, "mxfp6_e3m2"),
+    "mxfp8": uniform,
+    "nvfp4": lambda group: uniform(group, "nvfp4"),
+    "mixed": mixed,
+    "unequal": lambda group: planned(group, np.random.default_rng(1).permutation(K), UNEQUAL),
+}
+DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+
+
+def packed(prepared, make):
+    (group,) = prepared.groups
+    plan = make(group)
+    return pack_group(group, plan, prepared.source), plan
+
+
+def check(found, plan, rows, bias):
+    """Against spec_pack of weight rows [N, K] in float32."""
+    codes, scales = nm.spec_pack(rows, plan)
+    np.testing.assert_array_equal(found.weight.view(np.uint8), codes)
+    np.testing.assert_array_equal(found.scales.view(np.uint8), scales)
+    np.testing.assert_array_equal(found.order, plan.channel_order())
+    np.testing.assert_array_equal(found.bias, np.broadcast_to(bias, len(rows)))
+    types = [array.dtype.name for array in (found.order, found.weight, found.scales, found.bias)]
+    assert types == ["int32", "int8", "int8", "float32"]
+    assert codes.shape == (len(rows), plan.row_bytes)
+    assert scales.shape == (len(rows), plan.scale_bytes)
+    ordered = nm.permute(rows, plan.channel_order()).astype(np.float64)
+    noise = ((nm.spec_operand(rows, plan, "weight") - ordered) ** 2).sum()
+    expected = 10 * math.log10((ordered**2).sum() / noise) if noise else math.inf
+    assert found.weight_sqnr_db == pytest.approx(expected, rel=1e-6)
+
+
+def linear(stored, channels_first, dtype=TensorProto.FLOAT):
+    attributes = {"transB": int(not channels_first)}
+    made = node("Gemm", ["x", "W"], ["y"], name="linear", **attributes)
+    return model_of([made], {"W": stored}, x=("rows", K), y=("rows", N), dtype=dtype)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels_first", [True, False])
+def test_packed_bytes_are_those_of_the_specification(channels_first, dtype, plan, tmp_path):
+    values = weight(K, N, seed=2).astype(DTYPES[dtype])
+    stored = values if channels_first else values.T.copy()
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(DTYPES[dtype]))
+    prepared = prepare(linear(stored, channels_first, kind), tmp_path)
+    assert prepared.sites[0].channels_first == channels_first
+    found, made = packed(prepared, PLANS[plan])
+    check(found, made, values.astype(np.float32).T, 0)
+
+
+@pytest.mark.parametrize("plan", ["mixed", "mxfp6_e2m3"])
+@pytest.mark.parametrize("variant", ["cast_weight", "dequantized_weight", "constant_node_weight"])
+def test_computed_weights(variant, plan, tmp_path):
+    model = models.LINEAR_MODELS[variant]()
+    prepared = prepare(model, tmp_path)
+    found, made = packed(prepared, PLANS[plan])
+    (site,) = prepared.sites
+    check(found, made, np.asarray(site.weight.read(prepared.source)).T, 0)
+
+
+@pytest.mark.parametrize("plan", ["mixed", "nvfp4"])
+def test_group_of_several_layers_stacks_rows_and_biases(plan, tmp_path):
+    sizes = {"q": 64, "k": 32, "v": 48}
+    found, made = packed(prepare(models.shared_input((64, 32, 48)), tmp_path), PLANS[plan])
+    rows = np.concatenate([weight(K, n, seed=s).T for s, n in enumerate(sizes.values())])
+    bias = np.concatenate([weight(64, seed=10), weight(32, seed=11), np.zeros(48, np.float32)])
+    check(found, made, rows, bias)
+
+
+def test_layers_of_one_group_may_be_stored_differently(tmp_path):
+    nodes = [
+        node("Gemm", ["x", "A"], ["a"], name="a", alpha=0.25),
+        node("Gemm", ["x", "B", "c"], ["b"], name="b", transB=1, beta=3.0),
+        node("Concat", ["a", "b"], ["y"], axis=1),
+    ]
+    a, b, c = weight(K, 16, seed=1), weight(32, K, seed=2), weight(1, seed=3)
+    model = model_of(nodes, {"A": a, "B": b, "c": c}, x=("rows", K), y=("rows", 48))
+    found, made = packed(prepare(model, tmp_path), mixed)
+    bias = np.concatenate([np.zeros(16, np.float32), np.full(32, np.float32(3) * c[0])])
+    check(found, made, np.concatenate([np.float32(0.25) * a.T, b]), bias)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, -2.0])
+def test_factors_are_part_of_weight_and_bias(alpha, tmp_path):
+    model = models.gemm(alpha=alpha, beta=-0.7)
+    found, made = packed(prepare(model, tmp_path), mixed)
+    rows = np.float32(alpha) * weight(K, N).T
+    if alpha == 0:
+        assert not dequantize_weight(found, made).any()
+        assert found.weight_sqnr_db == math.inf
+        np.testing.assert_array_equal(found.bias, weight(N, seed=1) * np.float32(-0.7))
+    else:
+        check(found, made, rows, weight(N, seed=1) * np.float32(-0.7))
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2, 3, 4, 7])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weight_at_any_place_of_a_file(offset, dtype, tmp_path):
+    """External data need not be aligned to its elements."""
+    values = weight(K, N, seed=2).astype(DTYPES[dtype])
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(DTYPES[dtype]))
+    model = linear(values, True, kind)
+    data = values.tobytes()
+    (tmp_path / "weights.bin").write_bytes(b"\0" * offset + data)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "weights.bin"), ("offset", offset), ("length", len(data))):
+        tensor.external_data.add(key=key, value=str(value))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    prepared = prepare(tmp_path / "model.onnx", tmp_path)
+    found, made = packed(prepared, mixed)
+    check(found, made, values.astype(np.float32).T, 0)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("plan", ["mixed", "nvfp4", "mxfp8"])
+def test_weight_that_is_not_finite_names_node_and_weight(plan, poison, tmp_path):
+    model = models.shared_input()
+    (broken,) = (t for t in model.graph.initializer if t.name == "Wk")
+    values = numpy_helper.to_array(broken).copy()
+    values[17, 3] = poison
+    broken.CopyFrom(numpy_helper.from_array(values, "Wk"))
+    prepared = prepare(model, tmp_path)
+    with pytest.raises(UnsupportedModelError) as caught:
+        packed(prepared, PLANS[plan])
+    error = caught.value
+    assert (error.code, error.exit_code) == ("weight-not-finite", ExitCode.UNSUPPORTED_MODEL)
+    assert error.where == "node k, weight Wk"
+    assert "--exclude 'k'" in str(error)
+    # What the remedy says works.
+    assert packed(prepare(model, tmp_path, exclude=("k",)), PLANS[plan])
+
+
+def test_weights_that_the_formats_hold_are_exact(tmp_path):
+    values = np.random.default_rng(0).integers(-3, 4, (K, N)).astype(np.float32)
+    found, made = packed(prepare(linear(values, True), tmp_path), lambda g: uniform(g, "mxfp4"))
+    assert found.weight_sqnr_db == math.inf
+    np.testing.assert_array_equal(dequantize_weight(found, made), values.T)
+
+
+def test_weights_of_zero(tmp_path):
+    found, made = packed(prepare(linear(np.zeros((K, N), np.float32), True), tmp_path), mixed)
+    assert found.weight_sqnr_db == math.inf
+    assert not dequantize_weight(found, made).any()
+    assert not found.weight.any()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_bytes_mean_what_the_specification_says(plan, tmp_path):
+    found, made = packed(prepare(models.matmul(), tmp_path), PLANS[plan])
+    expected = nm.spec_operand(weight(K, N).T, made, "weight")
+    np.testing.assert_array_equal(dequantize_weight(found, made), expected)
+    rows = np.random.default_rng(3).standard_normal((7, K)).astype(np.float32)
+    expected = nm.spec_operand(rows, made, "act")
+    np.testing.assert_array_equal(dequantize_activations(rows, made), expected)
+    np.testing.assert_array_equal(dequantize_activations(rows[:, ::-1][:, ::-1], made), expected)
+
+
+def test_sides_of_a_segment_are_not_confused(tmp_path):
+    """Formats and thresholds of activations and weights differ in every field."""
+    (group,) = prepare(models.matmul(), tmp_path).groups
+    made = PLANS["unequal"](group)
+    assert native_segments(made.segments, "weight") == [(32, 0, 1.75), (64, 2, 2.0)]
+    assert native_segments(made.segments, "act") == [(32, 3, 1.5), (64, 0, 1.75)]
+    scaled = planned(group, range(K), [(K, "nvfp4", "nvfp4", 2.0, 2.0)], 2.0**-3, 2.0**-12)
+    rows = np.random.default_rng(3).standard_normal((7, K)).astype(np.float32)
+    np.testing.assert_array_equal(
+        dequantize_activations(rows, scaled), nm.spec_operand(rows, scaled, "act")
+    )
+    other = planned(group, range(K), [(K, "nvfp4", "nvfp4", 2.0, 2.0)], 2.0**-12, 2.0**-3)
+    assert (dequantize_activations(rows, scaled) != dequantize_activations(rows, other)).any()
+
+
+def test_packing_does_not_depend_on_threads(tmp_path, monkeypatch):
+    prepared = prepare(models.shared_input((1024, 33, 65)), tmp_path)
+    one, many = [], []
+    for count, into in ((1, one), (7, many)):
+        monkeypatch.setattr("mmcompile.pack.THREADS", count)
+        found, _ = packed(prepared, mixed)
+        into.extend([found.weight.tobytes(), found.scales.tobytes(), found.weight_sqnr_db])
+    assert one == many
+
+
+def test_source_is_read_in_place(tmp_path):
+    """The weight's file may be read-only and mapped; packing writes nothing to it."""
+    prepared = prepare(models.matmul(), tmp_path)
+    before = (tmp_path / "original.onnx").read_bytes()
+    view = prepared.sites[0].read_weight(prepared.source)
+    assert not view.flags.writeable
+    packed(prepared, mixed)
+    assert (tmp_path / "original.onnx").read_bytes() == before
+    onnx.checker.check_model(onnx.load(tmp_path / "original.onnx"))
+    assert load_model(tmp_path / "original.onnx").weights.ref("W") is not None
+
+
+def test_plan_that_does_not_fit_is_no_crash(tmp_path):
+    """Plans are checked when they are loaded; the native module checks again."""
+    prepared = prepare(models.matmul(), tmp_path)
+    (group,) = prepared.groups
+    site = dataclasses.replace(group.sites[0], channels_first=False)
+    wrong = dataclasses.replace(group, sites=(site,))
+    with pytest.raises(ValueError, match="order|codes"):
+        pack_group(wrong, uniform(group), prepared.source)
