@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 
 import msgspec
 
@@ -57,6 +58,8 @@ _OPTIONAL = {
     "transformers": ("no export of Hugging Face folders", "pip install 'mmcompile[export]'"),
     "tensorrt": ("no engine on this machine; the ONNX model is complete", "pip install tensorrt"),
 }
+TOOL_SECONDS = 20.0
+"""How long a tool may take to tell its version."""
 _TOOLS = {
     "c++": "the native module cannot be built from source",
     "cmake": "the native module cannot be built from source",
@@ -130,7 +133,7 @@ def _tool(name: str, cost: str) -> Finding:
         return Finding(name, False, "not on PATH", cost, remedy)
     try:
         output = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=20, check=True
+            [path, "--version"], capture_output=True, text=True, timeout=TOOL_SECONDS, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return Finding(name, False, f"{path}: {error}", cost, remedy)
@@ -160,12 +163,14 @@ def _gpu() -> Finding:
 
 
 def _cache() -> Finding:
+    """The cache folder, by writing to it: permissions alone do not tell for root."""
     folder = cache_folder()
     cost, remedy = "every run calibrates anew", f"make it writable, or set {VARIABLE}"
-    nearest = folder
-    while not nearest.is_dir() and nearest != nearest.parent:
-        nearest = nearest.parent
-    if not os.access(nearest, os.W_OK):
-        return Finding("cache", False, f"{folder} cannot be written", cost, remedy)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    except OSError as error:
+        return Finding("cache", False, f"{folder}: {error.strerror}", cost, remedy)
     return Finding("cache", True, f"{folder}, {size / 1e6:.1f} MB", cost, remedy)

@@ -298,7 +298,10 @@ def quantize_blocks(
 def dequantize_blocks(
     codes: CodeArray, scales: CodeArray, fmt: BlockFormat, tensor_scale: float = 1.0
 ) -> FloatArray:
-    """The values that codes and scales stand for; exact, as every product fits fp32.
+    """The values that codes and scales stand for.
+
+    Every product below 2^128 fits fp32 exactly. Above about 1.75·2^127 a value may be quantized to
+    2^128 (or a code may ask for more), which is Inf in fp32.
 
     Args:
         codes: uint8[..., K], one code per byte.
@@ -315,7 +318,6 @@ def dequantize_blocks(
         _check_tensor_scale(tensor_scale)
         step = E4M3_SCALES[scales] * np.float32(tensor_scale)
     values = element_table(fmt.element)[_blocks(codes, fmt.block)]
-    # Only codes that no quantization yields (448 under a scale of 2^127) overflow.
     with np.errstate(over="ignore"):
         product: FloatArray = values * step[..., None]
     return product.reshape(codes.shape)

@@ -1,6 +1,7 @@
 """Pass: make a bfloat16 graph run on runtimes that have no bfloat16 arithmetic.
 
-1. Every bfloat16 initializer is read through a Cast to float32; its bytes are untouched.
+1. Every bfloat16 initializer is read through a Cast to float32; its bytes are untouched. It is no
+   input any more, where it was one that a caller may leave out.
 2. Inputs, outputs, value infos, Constants and the targets of Casts become float32.
 
 Activations are then computed in float32. That serves calibration, which asks for magnitudes; the
@@ -50,6 +51,9 @@ def upcast_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
                         "Cast", [tensor.name], [wide], name=f"upcast.{wide}", to=TensorProto.FLOAT
                     )
                 )
+        constants = {cast.output[0] for cast in casts}
+        for value in [value for value in graph.input if value.name in constants]:
+            graph.input.remove(value)
         nodes = [*casts, *graph.node]
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]

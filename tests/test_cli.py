@@ -17,9 +17,9 @@ from mmcompile.calib.order import Order
 from mmcompile.calib.policy import GRANULARITIES, POLICIES
 from mmcompile.calib.split import Thresholds
 from mmcompile.cli.commands import cli
-from mmcompile.cli.console import Name
 from mmcompile.cli.help import SECTIONS
 from mmcompile.formats import THRESHOLDS
+from mmcompile.tables import Name
 from mmcompile.target import TARGETS
 from tests.models import model_of, weight
 from tests.workplace import HIDDEN, Workplace, call, command, samples, spawn, two_layers
@@ -31,6 +31,7 @@ COMMANDS = ("calibrate", "compile", "diff", "doctor", "export", "inspect", "repo
 @pytest.fixture
 def work(tmp_path, monkeypatch):
     monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.chdir(tmp_path)
     return Workplace(tmp_path)
 
@@ -148,7 +149,7 @@ def test_compile_writes_its_files_and_says_so(work):
     assert {line for line in result.out.splitlines() if line.startswith("wrote")} == {
         f"wrote {work.out / name}" for name in files
     }
-    for said in ("model.onnx for sm_120", "mxfp4", "Linear layers rewritten", "Mean cosine"):
+    for said in ("model.onnx for sm_120", "mxfp4", "Linear layers rewritten", "Verification"):
         assert said in result.out
     assert (work.out / "report.html").read_text().lower().startswith("<!doctype html>")
 
@@ -453,8 +454,7 @@ def test_inspect_of_a_model_without_linears(work):
     assert "no linear layer" in result.out
 
 
-def test_names_are_whole_where_no_terminal_is(work, monkeypatch):
-    monkeypatch.delenv("COLUMNS", raising=False)
+def test_names_are_whole_where_no_terminal_is(work):
     name = "model.decoder.layers.{}." + "very_long_module_name." * 8 + "dense/MatMul"
     onnx.save(many_layers(1, name), work.model)
     for arguments in (["inspect", work.model], ["inspect", "-v", work.model]):

@@ -227,5 +227,5 @@ def test_plan_that_does_not_fit_is_no_crash(tmp_path):
     (group,) = prepared.groups
     site = dataclasses.replace(group.sites[0], channels_first=False)
     wrong = dataclasses.replace(group, sites=(site,))
-    with pytest.raises(ValueError, match="order|codes"):
+    with pytest.raises(ValueError, match=r"order|codes"):
         pack_group(wrong, uniform(group), prepared.source)

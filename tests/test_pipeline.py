@@ -28,6 +28,7 @@ from tests.workplace import CHANNELS, HIDDEN, OUT, Workplace, call, samples, two
 @pytest.fixture
 def work(tmp_path, monkeypatch):
     monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.chdir(tmp_path)
     return Workplace(tmp_path)
 

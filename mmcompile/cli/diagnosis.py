@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from mmcompile.cli.console import Name, open_console, open_table
+from mmcompile.cli.console import open_console
 from mmcompile.doctor import Finding
+from mmcompile.tables import Name, open_table
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

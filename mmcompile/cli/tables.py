@@ -10,7 +10,7 @@ import click
 from rich.console import Console, Group
 from rich.text import Text
 
-from mmcompile.cli.console import Name, open_console, open_table
+from mmcompile.cli.console import open_console
 from mmcompile.pipeline.forecast import Forecast
 from mmcompile.pipeline.options import CompileOptions, CompileResult
 from mmcompile.pipeline.prepare import Prepared
@@ -30,6 +30,7 @@ from mmcompile.report.summary import (
     verdict,
 )
 from mmcompile.sites import SiteGroup
+from mmcompile.tables import Name, open_table
 
 
 def print_report(report: Report, verbose: bool) -> None:
@@ -56,11 +57,14 @@ def print_forecast(expected: Forecast, verbose: bool) -> None:
             f" for {expected.target}, policy {expected.policy}: {count_text(expected.linears)}"
             f" linear layers in {count_text(expected.groups)} groups,"
             f" {count_text(expected.weights)} weights",
-        )
+        ),
+        soft_wrap=True,
     )
-    table = open_table("Model size if all channels had one format", ("Format",))
-    for heading in ("Size", "", "Bits per weight", "Limit over FP16 (modelled)"):
-        table.add_column(heading, justify="right")
+    table = open_table(
+        "Model size if all channels had one format",
+        ("Format",),
+        ("Size", "", "Bits per\nweight", "Limit over FP16\n(modelled)"),
+    )
     table.add_row("original", bytes_text(expected.model_bytes))
     for row in expected.formats:
         table.add_row(
@@ -85,24 +89,22 @@ def print_inspection(prepared: Prepared, verbose: bool) -> None:
         Text.assemble(
             (plain_text(str(prepared.source.path)), "bold"),
             f": opset {prepared.opset}, {bytes_text(prepared.source.size_bytes)}",
-        )
+        ),
+        soft_wrap=True,
     )
     table = open_table(
         f"{count_text(linears)} linear layers in {count_text(len(groups))} groups that read one"
         " tensor each",
-        ("Group",) if verbose else ("Groups of a kind",),
+        ("Group", "Reads") if verbose else ("Groups of a kind",),
+        ("K", "N", "Weights") if verbose else ("Count", "K", "N", "Weights"),
     )
-    for heading in ("K", "N", "Weights") if verbose else ("Count", "K", "N", "Weights"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    if verbose:
-        table.add_column("Reads")
     for alike in [[group] for group in groups] if verbose else _kinds(groups):
         first = alike[0]
         name = first.name if len(alike) == 1 else _kind(first.name)
         weights = sum(group.in_channels * group.out_channels for group in alike)
         cells = [str(first.in_channels), _rows(first), count_text(weights)]
         if verbose:
-            table.add_row(_name(name), *cells, _name(first.input))
+            table.add_row(_name(name), _name(first.input), *cells)
         else:
             table.add_row(_name(name), count_text(len(alike)), *cells)
     if groups:
@@ -138,11 +140,11 @@ def inspection(prepared: Prepared) -> dict[str, Any]:
 def print_verification(report: VerificationReport) -> None:
     """Agreement per output and per layer, and the verdict."""
     console = open_console()
-    table = open_table(f"{report.samples} samples, {plain_text(report.inputs)}", ("Output",))
+    title = f"{report.samples} samples, {plain_text(report.inputs)}"
     logits = any(output.is_logits for output in report.outputs)
     headings = ["Mean cosine", "Min cosine", "SQNR", "Max |error|"]
-    for heading in [*headings, "KL (nats)", "Top-1"] if logits else headings:
-        table.add_column(heading, justify="right")
+    headings += ["KL (nats)", "Top-1"] if logits else []
+    table = open_table(title, ("Output",), headings)
     for output in report.outputs:
         figures = [
             cosine_text(output.cosine_mean),
@@ -157,9 +159,8 @@ def print_verification(report: VerificationReport) -> None:
     if report.outputs:
         console.print(table)
     if report.layers:
-        layers = open_table("Layers, errors of earlier layers included", ("Layer",))
-        for heading in ("Cosine", "SQNR", ""):
-            layers.add_column(heading, justify="right", no_wrap=True)
+        title = "Layers, errors of earlier layers included"
+        layers = open_table(title, ("Layer",), ("Cosine", "SQNR", ""))
         for layer in report.layers:
             mark = "← first bad" if layer.name == report.first_bad_layer else ""
             figures = [cosine_text(layer.cosine), decibel_text(layer.sqnr_db), mark]
@@ -176,10 +177,10 @@ def print_verification(report: VerificationReport) -> None:
 def _print_left_alone(left_alone: Sequence[LeftAlone], console: Console, verbose: bool) -> None:
     if not left_alone:
         return
-    table = open_table(f"{count_text(len(left_alone))} candidates left alone", ("Code",))
-    table.add_column("Count", justify="right", no_wrap=True)
-    table.add_column("Because it")
-    table.add_column("Node" if verbose else "For example")
+    title = f"{count_text(len(left_alone))} candidates left alone"
+    headings = ("Code", "Count", "Because it", "Node" if verbose else "For example")
+    table = open_table(title, headings)
+    table.columns[1].justify = "right"
     for group in reason_groups(left_alone):
         for reason, nodes in group.reasons:
             names = [_name(node) for node in (nodes if verbose else nodes[:1])]

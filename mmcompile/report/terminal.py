@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from mmcompile.report.model import LayerReport, Report, VerificationReport
+from mmcompile.report.model import (
+    EXACT_DB,
+    CalibrationInfo,
+    LayerError,
+    LayerReport,
+    Report,
+    VerificationReport,
+)
 from mmcompile.report.summary import (
     Totals,
     bits_text,
@@ -32,11 +39,13 @@ from mmcompile.report.summary import (
     verdict,
     worst_first,
 )
+from mmcompile.tables import Name, open_table
 
 MOST_LAYERS = 40
 """Most layers that are listed one by one without `verbose`."""
 WORST_LAYERS = 20
-NAME_WIDTH = 44
+WIDE = 100
+"""Columns from which on there is room for a layer's less important figures."""
 NODES_SHOWN = 3
 
 
@@ -65,7 +74,7 @@ def _print_heading(report: Report, console: Console) -> None:
         (plain_text(report.model.path), "bold"),
         f" for {plain_text(report.target.name)}, policy {plain_text(report.policy.name)}",
     )
-    console.print(line)
+    console.print(line, soft_wrap=True)
 
 
 def _print_unfit(report: Report, console: Console) -> None:
@@ -84,30 +93,28 @@ def _print_layers(report: Report, console: Console, verbose: bool) -> None:
         return
     labels = layer_labels(report.layers)
     if verbose or len(report.layers) <= MOST_LAYERS:
-        console.print(_layer_table("Layers", report.layers, labels, verbose))
+        wide = verbose and console.width >= WIDE
+        console.print(_layer_table("Layers", report.layers, labels, wide))
         return
     console.print(_kind_table(report, labels))
     worst = worst_first(report.layers)[:WORST_LAYERS]
     title = f"The {len(worst)} layers with the lowest output SQNR, of {len(report.layers)}"
-    console.print(_layer_table(title, worst, labels, verbose))
+    console.print(_layer_table(title, worst, labels, wide=False))
 
 
 def _layer_table(
-    title: str, layers: Sequence[LayerReport], labels: dict[str, str], verbose: bool
+    title: str, layers: Sequence[LayerReport], labels: dict[str, str], wide: bool
 ) -> Table:
     """One row per layer, with its channels per pair of formats."""
-    table = _table(title, left=("Layer",))
     pairs = [(x.act_format, x.weight_format, x.label) for x in layer_totals(layers, 0).split]
-    numbers = ["K", "N", *(label.replace("_", "\n").replace(" / ", "\n") for *_, label in pairs)]
-    numbers += ["W bits", "A bits", "Output SQNR"]
-    for heading in [*numbers, "W SQNR", "Size"] if verbose else numbers:
-        table.add_column(heading, justify="right", vertical="bottom")
+    headings = ["K", "N", *(label.replace("_", "\n").replace(" / ", "\n") for *_, label in pairs)]
+    headings += ["W\nbits", "A\nbits", "Output\nSQNR"]
+    table = open_table(title, ("Layer",), [*headings, "W SQNR", "Size"] if wide else headings)
     for layer in layers:
         channels = dict.fromkeys(pairs, 0)
         for segment in layer.segments:
             label = format_pair(segment.act_format, segment.weight_format)
             channels[segment.act_format, segment.weight_format, label] += segment.channels
-        name = labels[layer.name]
         cells = [
             str(layer.in_channels),
             str(sum(layer.out_channels)),
@@ -116,20 +123,19 @@ def _layer_table(
             bits_text(layer.act_bits),
             decibel_text(layer.output_sqnr_db),
         ]
-        if verbose:
+        if wide:
             cells += [decibel_text(layer.weight_sqnr_db), bytes_text(layer.bytes_after)]
-        table.add_row(Text(name if verbose else _tail(name)), *cells)
+        table.add_row(Name(labels[layer.name]), *cells)
     return table
 
 
 def _kind_table(report: Report, labels: dict[str, str]) -> Table:
-    table = _table("Layers by kind", left=("Kind",))
-    for heading in ("Layers", "W bits", "A bits", "Size", "Lowest output SQNR"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ("Layers", "W\nbits", "A\nbits", "Size", "Lowest\noutput SQNR")
+    table = open_table("Layers by kind", ("Kind",), headings)
     for kind in layer_kinds(report.layers, labels):
         totals = kind.totals()
         table.add_row(
-            Text(_tail(kind.name)),
+            Name(kind.name),
             count_text(len(kind.layers)),
             bits_text(totals.weight_bits),
             bits_text(totals.act_bits),
@@ -146,6 +152,7 @@ def _print_totals(report: Report, totals: Totals, console: Console) -> None:
     size += ", estimated" if model.estimated else ""
     linears = f"{count_text(totals.linears)} of {count_text(totals.candidates)}"
     grid = Table.grid(padding=(0, 2))
+    grid.add_row("Calibrated on", Text(_calibration_text(report.calibration)))
     grid.add_row("Model size", Text(size, style="bold"))
     grid.add_row("Linear layers rewritten", f"{linears} in {count_text(len(report.layers))} groups")
     grid.add_row("Mean bits per weight", bits_text(totals.weight_bits))
@@ -156,11 +163,20 @@ def _print_totals(report: Report, totals: Totals, console: Console) -> None:
     console.print(grid)
 
 
+def _calibration_text(calibration: CalibrationInfo) -> str:
+    text = plain_text(calibration.description)
+    if calibration.tokens is not None:
+        text += (
+            f"; {count_text(calibration.samples)} samples, {count_text(calibration.tokens)} tokens"
+        )
+    return text + ("; statistics of an earlier run" if calibration.cached else "")
+
+
 def _print_left_alone(report: Report, console: Console, verbose: bool) -> None:
     if not report.left_alone:
         return
-    table = _table("Left alone", left=("Reason", "Nodes"))
-    table.add_column("Count", justify="right")
+    table = open_table("Left alone", ("Reason", "Nodes", "Count"))
+    table.columns[2].justify = "right"
     for group in reason_groups(report.left_alone):
         for reason, nodes in group.reasons:
             cause = Text.assemble((plain_text(group.code), "bold"), f": {plain_text(reason)}")
@@ -168,30 +184,31 @@ def _print_left_alone(report: Report, console: Console, verbose: bool) -> None:
     console.print(table)
 
 
-def _node_list(nodes: Sequence[str], verbose: bool) -> Text:
+def _node_list(nodes: Sequence[str], verbose: bool) -> Group:
     shown = nodes if verbose else nodes[:NODES_SHOWN]
-    lines = [plain_text(node) if verbose else _tail(plain_text(node)) for node in shown]
+    lines: list[Name | Text] = [Name(plain_text(node)) for node in shown]
     if len(nodes) > len(shown):
-        lines.append(f"and {len(nodes) - len(shown)} more")
-    return Text("\n".join(lines))
+        lines.append(Text(f"and {len(nodes) - len(shown)} more"))
+    return Group(*lines)
 
 
 def _print_verification(result: VerificationReport, console: Console, verbose: bool) -> None:
-    table = _table("Verification: compiled model against the original", left=("Output", "Type"))
-    headings = ("Mean cosine", "Min cosine", "SQNR", "Max |error|", "KL (nats)", "Top-1")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ["Mean\ncosine", "Min\ncosine", "SQNR", "Max\n|error|"]
+    logits = any(output.is_logits for output in result.outputs)
+    headings += ["KL\n(nats)", "Top-1"] if logits else []
+    title = "Verification: compiled model against the original"
+    table = open_table(title, ("Output", "Type"), headings)
     for output in result.outputs:
-        table.add_row(
-            Text(plain_text(output.name)),
-            Text(plain_text(output.dtype)),
+        figures = [
             cosine_text(output.cosine_mean),
             cosine_text(output.cosine_min),
             decibel_text(output.sqnr_db),
             figure_text(output.max_abs_error),
-            figure_text(output.kl_divergence_nats),
-            percent_text(output.top1_agreement),
-        )
+        ]
+        if logits:
+            figures.append(figure_text(output.kl_divergence_nats))
+            figures.append(percent_text(output.top1_agreement))
+        table.add_row(Name(plain_text(output.name)), Text(plain_text(output.dtype)), *figures)
     if result.outputs:
         console.print(table)
     found = verdict(result)
@@ -207,20 +224,26 @@ def _print_verification(result: VerificationReport, console: Console, verbose: b
         console.print(Text(f"First layer out of bounds: {name}", style="red"))
     if result.note:
         console.print(Text(plain_text(result.note)))
-    if verbose and result.layers:
-        layers = _table("Layers inside the compiled model", left=("Layer",))
-        layers.add_column("Cosine", justify="right")
-        layers.add_column("SQNR", justify="right")
-        for layer in result.layers:
-            label = Text(plain_text(layer.name))
-            layers.add_row(label, cosine_text(layer.cosine), decibel_text(layer.sqnr_db))
-        console.print(layers)
+    if result.layers:
+        _print_layer_errors(result.layers, console, verbose)
+
+
+def _print_layer_errors(layers: Sequence[LayerError], console: Console, verbose: bool) -> None:
+    shown, title = layers, "Layers inside the compiled model"
+    if len(layers) > MOST_LAYERS and not verbose:
+        lowest = sorted(layers, key=lambda x: -EXACT_DB if x.sqnr_db is None else x.sqnr_db)
+        shown = lowest[:WORST_LAYERS]
+        title = f"The {len(shown)} layers with the lowest SQNR inside the compiled model"
+    table = open_table(title, ("Layer",), ("Cosine", "SQNR"))
+    for layer in shown:
+        label = Name(plain_text(layer.name))
+        table.add_row(label, cosine_text(layer.cosine), decibel_text(layer.sqnr_db))
+    console.print(table)
 
 
 def _print_cost(report: Report, console: Console, verbose: bool) -> None:
     if verbose and report.stages:
-        table = _table("Stages", left=("Stage",))
-        table.add_column("Time", justify="right")
+        table = open_table("Stages", ("Stage",), ("Time",))
         for stage in report.stages:
             table.add_row(Text(plain_text(stage.name)), seconds_text(stage.seconds))
         console.print(table)
@@ -234,21 +257,3 @@ def _print_cost(report: Report, console: Console, verbose: bool) -> None:
     if parts:
         line = ", ".join(parts)
         console.print(Text(line[0].upper() + line[1:] + "."))
-
-
-def _table(title: str, left: Sequence[str]) -> Table:
-    heading = Text(title, style="bold")
-    table = Table(
-        title=heading,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for name in left:
-        table.add_column(name, overflow="fold")
-    return table
-
-
-def _tail(name: str) -> str:
-    return name if len(name) <= NAME_WIDTH else "…" + name[1 - NAME_WIDTH :]

@@ -50,7 +50,7 @@ def read_nodes(model: SourceModel) -> Iterator[tuple[CompiledNode, GroupPlan, Pa
     Raises:
         UnsupportedModelError: a node is of another version, or its constants do not fit.
     """
-    formats = list(BLOCK_FORMATS)
+    formats = {fmt.id: name for name, fmt in BLOCK_FORMATS.items()}
     for compiled in compiled_nodes(model):
         node = compiled.node
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -93,7 +93,7 @@ def read_nodes(model: SourceModel) -> Iterator[tuple[CompiledNode, GroupPlan, Pa
             ]
             if found != expected:
                 raise ValueError(f"its constants are {found}, its attributes ask for {expected}")
-        except (IndexError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             where = f"node {node.name}"
             raise UnsupportedModelError("node-malformed", where, str(error), remedy) from error
         yield compiled, plan, PackedLinear(order, weight, scales, bias, math.nan)

@@ -41,7 +41,8 @@ class Agreement:
             return
         a = reference.astype(np.float64)
         b = value.astype(np.float64)
-        error = b - a
+        with np.errstate(invalid="ignore"):
+            error = b - a
         both_equal = (a == b) | (np.isnan(a) & np.isnan(b))
         error[both_equal] = 0.0
         if not np.isfinite(error).all():

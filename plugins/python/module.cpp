@@ -106,20 +106,15 @@ ValueMatrix value_matrix(const Values& values, bool channels_first, bool bf16) {
           values.stride(channel_axis)};
 }
 
-// A new numpy array [rows, columns] and the memory behind it.
-template <class T>
-std::pair<nb::ndarray<nb::numpy, T, nb::ndim<2>>, T*> new_array(std::int64_t rows,
-                                                                std::int64_t columns) {
-  T* data = new T[static_cast<std::size_t>(rows * columns)];
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  const std::size_t shape[] = {static_cast<std::size_t>(rows), static_cast<std::size_t>(columns)};
-  return {nb::ndarray<nb::numpy, T, nb::ndim<2>>(data, 2, shape, owner), data};
+// A new numpy array; numpy asks for huge pages, which saves much of a large array's first touch.
+nb::object new_array(std::int64_t rows, std::int64_t columns, const char* type) {
+  return nb::module_::import_("numpy").attr("empty")(nb::make_tuple(rows, columns), type);
 }
 
-auto py_quantize_pack(const Values& weight, bool channels_first, const Order& order,
-                      const SegmentList& segment_list, double tensor_scale, const BytesOut& codes,
-                      const BytesOut& scales, int threads, bool bf16,
-                      const std::string& instruction_set) {
+nb::object py_quantize_pack(const Values& weight, bool channels_first, const Order& order,
+                            const SegmentList& segment_list, double tensor_scale,
+                            const BytesOut& codes, const BytesOut& scales, int threads, bool bf16,
+                            const std::string& instruction_set) {
   const ValueMatrix matrix = value_matrix(weight, channels_first, bf16);
   const std::vector<Segment> segments = checked_segments(segment_list);
   const Layout layout{checked_order(order, matrix.channels, segments), segments,
@@ -132,10 +127,11 @@ auto py_quantize_pack(const Values& weight, bool channels_first, const Order& or
     const nb::gil_scoped_release release;
     sums = quantize_pack(matrix, layout, codes.data(), scales.data(), threads, instruction_set);
   }
-  const auto [array, data] = new_array<double>(static_cast<std::int64_t>(sums.size()), 2);
+  nb::object array = new_array(static_cast<std::int64_t>(sums.size()), 2, "float64");
+  const auto view = nb::cast<nb::ndarray<double, nb::shape<-1, 2>, nb::device::cpu>>(array);
   for (std::size_t s = 0; s < sums.size(); ++s) {
-    data[2 * s] = sums[s].squares;
-    data[2 * s + 1] = sums[s].errors;
+    view(s, 0) = sums[s].squares;
+    view(s, 1) = sums[s].errors;
   }
   return array;
 }
@@ -153,18 +149,19 @@ void py_dequantize(const Bytes& codes, const Bytes& scales, const SegmentList& s
   dequantize(codes.data(), scales.data(), layout, rows, out.data(), threads);
 }
 
-auto py_quantize_rows(const Values& x, const Order& order, const SegmentList& segment_list,
-                      double tensor_scale, int threads) {
+nb::object py_quantize_rows(const Values& x, const Order& order, const SegmentList& segment_list,
+                            double tensor_scale, int threads) {
   require(x.dtype() == nb::dtype<float>(), "x is float32");
   const ValueMatrix matrix = value_matrix(x, false, false);
   const std::vector<Segment> segments = checked_segments(segment_list);
   const Layout layout{checked_order(order, matrix.channels, segments), segments,
                       checked_tensor_scale(tensor_scale)};
   require_threads(threads);
-  const auto [array, data] = new_array<float>(matrix.rows, layout.channels());
+  nb::object array = new_array(matrix.rows, layout.channels(), "float32");
+  float* values = nb::cast<FloatsOut>(array).data();
   {
     const nb::gil_scoped_release release;
-    quantize_rows(matrix, layout, data, threads);
+    quantize_rows(matrix, layout, values, threads);
   }
   return array;
 }

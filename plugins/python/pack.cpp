@@ -171,13 +171,15 @@ std::vector<ErrorSums> quantize_pack(const ValueMatrix& weight, const Layout& la
 }
 
 void quantize_rows(const ValueMatrix& matrix, const Layout& layout, float* values, int threads) {
-  constexpr std::int64_t rows_at_once = 64;
-  const std::int64_t padded = layout.channels();
+  // Enough rows at once to make scratch memory cheap, few enough to share among the threads.
+  constexpr std::int64_t most_rows = 256;
+  const std::int64_t rows_at_once =
+      std::clamp<std::int64_t>(matrix.rows / (4 * std::int64_t{threads}), kLanes, most_rows);
   const std::int64_t ranges = (matrix.rows + rows_at_once - 1) / rows_at_once;
   const std::int64_t row_bytes = layout.row_bytes();
   const std::int64_t scale_bytes = layout.scale_bytes();
   parallel_ranges(ranges, threads, [&](std::int64_t begin, std::int64_t end) {
-    const auto codes = std::make_unique<std::uint8_t[]>(
+    const auto codes = std::make_unique_for_overwrite<std::uint8_t[]>(
         static_cast<std::size_t>(rows_at_once * (row_bytes + scale_bytes)));
     std::uint8_t* scales = codes.get() + rows_at_once * row_bytes;
     for (std::int64_t r = begin; r < end; ++r) {
@@ -186,7 +188,7 @@ void quantize_rows(const ValueMatrix& matrix, const Layout& layout, float* value
       part.rows = std::min(rows_at_once, matrix.rows - row);
       part.data = static_cast<const float*>(matrix.data) + row * matrix.row_stride;
       quantize_pack(part, layout, codes.get(), scales, 1);
-      dequantize(codes.get(), scales, layout, part.rows, values + row * padded, 1);
+      dequantize(codes.get(), scales, layout, part.rows, values + row * layout.channels(), 1);
     }
   });
 }
