@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-TOKEN_MASK = "mmcompile.token_mask"
+TOKEN_MASK = "mmcompile.token_mask"  # noqa: S105 (no password)
 ROW_KEYS = "mmcompile.row_keys"
 OUTPUTS = ("abs_sum", "abs_max", "square_sum", "tokens", "exceed", "rows", "row_keys")
 

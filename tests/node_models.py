@@ -71,9 +71,7 @@ def spec_pack(weight, plan):
         fmt = segment.weight
         factor = plan.weight_tensor_scale if fmt.scale == "e4m3" else 1.0
         part = permuted[:, start : start + segment.channels]
-        c, s = quantize_blocks(
-            part, fmt, threshold=segment.weight_threshold, tensor_scale=factor
-        )
+        c, s = quantize_blocks(part, fmt, threshold=segment.weight_threshold, tensor_scale=factor)
         codes.append(pack_codes(c, fmt.element.bits))
         scales.append(s)
         start += segment.channels
@@ -115,9 +113,7 @@ def with_operands(model):
     """The model inlined, with the dequantized operands as further outputs."""
     inlined = onnx.inliner.inline_local_functions(model)
     for name in ("dequantized_x", "dequantized_weight"):
-        exposed = next(
-            o for node in inlined.graph.node for o in node.output if o.startswith(name)
-        )
+        exposed = next(o for node in inlined.graph.node for o in node.output if o.startswith(name))
         inlined.graph.output.append(onnx.ValueInfoProto(name=exposed))
         inlined.graph.output[-1].type.tensor_type.elem_type = TensorProto.FLOAT
     return inlined

@@ -28,11 +28,15 @@ from mmcompile.formats import (
 SOURCE = Path(__file__).with_name("cuda_oracle.cpp")
 ELEMENTS = [E2M1, E2M3, E3M2, E4M3]
 MX_FORMATS = list(BLOCK_FORMATS.values())[:4]
-HEADER = "cuda_fp6.h"
+HEADERS = ("cuda_fp6.h", "crt/host_defines.h", "nv/target")
+WHEELS = "nvidia-cuda-runtime, nvidia-cuda-crt, nvidia-cuda-cccl"
 
 
-def cuda_include() -> Path | None:
-    """The folder of CUDA's headers: beside nvcc, in $CUDA_HOME, or in NVIDIA's wheel."""
+def cuda_includes() -> list[Path]:
+    """The folders of CUDA's headers: beside nvcc, in $CUDA_HOME, or of NVIDIA's wheels.
+
+    Some releases keep nv/target in a folder `cccl` of its own.
+    """
     folders = []
     if nvcc := shutil.which("nvcc"):
         # nvcc may be a script that calls another; --dryrun names the place it works from.
@@ -48,8 +52,12 @@ def cuda_include() -> Path | None:
             files = importlib.metadata.files(name) or []
         except importlib.metadata.PackageNotFoundError:
             continue
-        folders += [Path(str(file.locate())).parent for file in files if file.name == HEADER]
-    return next((folder for folder in folders if (folder / HEADER).exists()), None)
+        folders += [Path(str(file.locate())).parent for file in files if file.name == HEADERS[0]]
+    for folder in folders:
+        includes = [folder, folder / "cccl"]
+        if all(any((f / header).exists() for f in includes) for header in HEADERS):
+            return includes
+    return []
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +85,14 @@ def floats() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def answers(floats: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    include = cuda_include()
+    includes = cuda_includes()
     compiler = shutil.which("g++") or shutil.which("c++")
-    if include is None:
-        pytest.skip(f"no CUDA headers: {HEADER} is neither beside nvcc nor in NVIDIA's wheel")
+    if not includes:
+        pytest.skip(f"no CUDA headers, neither beside nvcc nor of the wheels {WHEELS}")
     if compiler is None:
         pytest.skip("no C++ compiler")
     program = tmp_path_factory.mktemp("oracle") / "cuda_oracle"
-    flags = ["-std=c++17", "-O1", "-isystem", str(include)]
+    flags = ["-std=c++17", "-O1"] + [f"-isystem{include}" for include in includes]
     subprocess.run([compiler, *flags, str(SOURCE), "-o", str(program)], check=True)
     return subprocess.run([program], input=floats.tobytes(), capture_output=True, check=True).stdout
 

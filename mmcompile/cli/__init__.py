@@ -12,19 +12,15 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
+from types import FrameType
 
 import click
 
 from mmcompile.errors import ExitCode, MMCompileError
 
-INTERRUPTED = 128 + signal.SIGINT
-TERMINATED = 128 + signal.SIGTERM
-PIPE_CLOSED = 128 + signal.SIGPIPE
-"""Exit codes of processes that these signals end, as shells report them."""
-
-
-class _Terminated(BaseException):
-    """SIGTERM arrived; an exception so that what is half written is removed."""
+SIGNALLED = 128
+"""Exit codes of processes that a signal ends are its number above this, as shells report them."""
 
 
 def main() -> None:
@@ -34,16 +30,34 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may hold what a terminal cannot
-    signal.signal(signal.SIGTERM, _terminate)
     # ONNX Runtime would otherwise keep a database in the user's cache folder and upload it.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    sys.exit(run(sys.argv[1:]))
+    arrived: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        arrived.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    code = run(sys.argv[1:], arrived)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
-def run(arguments: list[str]) -> int:
-    """Runs the command line; returns the exit code."""
+def run(arguments: list[str], signals: Sequence[int] = ()) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: without the program's name.
+        signals: the signals that have arrived so far, where somebody notes them.
+
+    Returns:
+        The exit code.
+    """
     try:
-        code = _run(arguments)
+        code = _run(arguments, signals)
         sys.stdout.flush()
     except OSError as error:
         _drop_output()
@@ -54,36 +68,49 @@ def run(arguments: list[str]) -> int:
     return code
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], signals: Sequence[int]) -> int:
     try:
         from mmcompile.cli.commands import cli
 
         result = cli.main(arguments, prog_name="mmcompile", standalone_mode=False)
-    except MMCompileError as error:
-        return _fail(str(error), error.exit_code)
-    except click.ClickException as error:
-        return _fail(_usage_line(error), ExitCode.USAGE)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; earlier output is as it was", INTERRUPTED)
-    except _Terminated:
-        return _fail("terminated; earlier output is as it was", TERMINATED)
+        return _interrupted(signals)
     except SystemExit as stop:
         # Shell completion is done, or nobody reads standard output any more (click and rich).
         _drop_output()
-        return PIPE_CLOSED if stop.code else ExitCode.OK
-    except MemoryError:
-        line = "memory: there is too little; close other programs, or use fewer, shorter samples"
-        return _fail(f"{line} [out-of-memory]", ExitCode.ENVIRONMENT)
-    except ImportError as error:
-        reason = " ".join(str(error).split())
-        line = f"{error.name or 'a package'}: {reason}; see mmcompile doctor [package-missing]"
-        return _fail(line, ExitCode.ENVIRONMENT)
-    except OSError:
-        raise
+        return SIGNALLED + signal.SIGPIPE if stop.code else ExitCode.OK
     except Exception as error:
-        error.add_note("mmcompile: error: this is a bug; please report it with the lines above")
+        if signals:  # some libraries and imports answer an interrupt with an error of their own
+            return _interrupted(signals)
+        known = _explanation(error)
+        if known is not None:
+            return _fail(*known)
+        if not isinstance(error, OSError):
+            error.add_note("mmcompile: error: this is a bug; please report it with the lines above")
         raise
     return result if isinstance(result, int) else ExitCode.OK
+
+
+def _explanation(error: Exception) -> tuple[str, int] | None:
+    """The line and the exit code of an error whose cause is known."""
+    if isinstance(error, MMCompileError):
+        return str(error), error.exit_code
+    if isinstance(error, click.ClickException):
+        return _usage_line(error), ExitCode.USAGE
+    if isinstance(error, MemoryError):
+        line = "memory: there is too little; close other programs, or use fewer, shorter samples"
+        return f"{line} [out-of-memory]", ExitCode.ENVIRONMENT
+    if isinstance(error, ImportError):
+        reason = " ".join(str(error).split())
+        line = f"{error.name or 'a package'}: {reason}; see mmcompile doctor [package-missing]"
+        return line, ExitCode.ENVIRONMENT
+    return None
+
+
+def _interrupted(signals: Sequence[int]) -> int:
+    number = signals[0] if signals else signal.SIGINT
+    name = signal.Signals(number).name
+    return _fail(f"interrupted by {name}; no file is half written", SIGNALLED + number)
 
 
 def _usage_line(error: click.ClickException) -> str:
@@ -98,10 +125,6 @@ def _fail(message: str, code: int) -> int:
     with contextlib.suppress(OSError):
         click.echo(f"mmcompile: error: {message}", err=True)
     return int(code)
-
-
-def _terminate(*_: object) -> None:
-    raise _Terminated
 
 
 def _drop_output() -> None:
