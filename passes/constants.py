@@ -42,8 +42,8 @@ class ConstantFinder:
         return bool(name) and self._is_constant(name, False, 0)
 
     def is_replaceable(self, name: str) -> bool:
-        """Whether the tensor is constant as long as no caller feeds inputs that have defaults."""
-        return bool(name) and self._is_constant(name, True, 0) and not self.is_constant(name)
+        """Whether it is constant as long as no caller feeds an input that has a default."""
+        return bool(name) and self._is_constant(name, True, 0)
 
     def _derive(self, name: str, with_defaults: bool, depth: int) -> bool:
         if name in self._initializers or (with_defaults and name in self._defaults):

@@ -154,6 +154,16 @@ def test_bias_of_few_dimensions_is_taken_along(shape, tmp_path):
     np.testing.assert_array_equal(values(sites["linear"], source)[1], np.full(N, 0.5))
 
 
+def test_bias_behind_a_transpose_of_one_axis(tmp_path):
+    nodes = [
+        node("Transpose", ["b"], ["c"], name="transpose"),
+        node("Gemm", ["x", "W", "c"], ["y"], name="linear"),
+    ]
+    model = model_of(nodes, {"W": W, "b": B}, x=("rows", K), y=("rows", N))
+    sites, _, source = found(model, tmp_path)
+    np.testing.assert_array_equal(values(sites["linear"], source)[1], B)
+
+
 def test_bias_that_is_computed_from_inputs_stays(tmp_path):
     extra = helper.make_tensor_value_info("c", TensorProto.FLOAT, [N])
     model = model_of(

@@ -158,6 +158,7 @@ INCONSISTENT = {
     "order longer than segments": {"order": format_order([*ORDER, PADDING])},
     "no order": {"order": ""},
     "channel twice": {"order": format_order([0, *ORDER[1:]])},
+    "channel twice, padding once less": {"order": format_order([*ORDER[:-1], 5])},
     "channel missing": {"order": format_order([PADDING, *ORDER[1:]])},
     "channel out of range": {"order": format_order([60, *ORDER[1:]])},
     "negative channel": {"order": format_order([*ORDER[:-1], -2])},

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 
 from mmcompile.calib.order import Order, channel_order
 from mmcompile.calib.policy import (
@@ -219,13 +220,17 @@ def test_scale_rule_sets_both_sides(name, rule, tmp_path):
     assert (segment.act_threshold, segment.weight_threshold) == (wanted, wanted)
 
 
-@pytest.mark.parametrize(("act", "weights"), [(1.0, 1.0), (300.0, 1e-6), (0.0, 0.0), (2688.0, 5.0)])
+@pytest.mark.parametrize(
+    ("act", "weights"), [(1.0, 1.0), (300.0, 1e-6), (0.0, 0.0), (2688.0, 5.0), (1.0, -1.0)]
+)
 def test_nvfp4_tensor_scales_are_the_least_powers_of_two(act, weights, tmp_path):
     x = activations()
     x *= np.float32(act / np.abs(x).max())
     w = weight(K, N)
-    w *= np.float32(weights / np.abs(w).max())
-    model = models.model_of([models._node("MatMul", ["x", "W"], "y", "linear")], {"W": w})
+    w[3, 5] = 4 * np.abs(w).max()
+    w *= np.float32(weights / w.max())
+    nodes = [helper.make_node("MatMul", ["x", "W"], ["y"], name="linear")]
+    model = models.model_of(nodes, {"W": w})
     plan, stats = planned(tmp_path, Policy("nvfp4"), x, model)
     for scale, amax in (
         (plan.act_tensor_scale, stats.abs_max.max()),
@@ -242,8 +247,8 @@ def test_nvfp4_weight_scale_covers_every_layer_of_a_group(tmp_path):
     model = models.shared_input()
     for tensor in model.graph.initializer:
         if tensor.name == "Wv":
-            large = models.numpy_helper.to_array(tensor) * np.float32(-4096)
-            tensor.CopyFrom(models.numpy_helper.from_array(large, "Wv"))
+            large = numpy_helper.to_array(tensor) * np.float32(-4096)
+            tensor.CopyFrom(numpy_helper.from_array(large, "Wv"))
     plan, _ = planned(tmp_path, Policy("nvfp4"), model=model)
     amax = np.abs(large).max()
     assert amax <= 448 * 6 * plan.weight_tensor_scale < 2 * amax

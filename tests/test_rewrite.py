@@ -222,6 +222,15 @@ def test_interface_and_names_stay(tmp_path):
     assert after - before == {"mmcompile.y.q+k+v"}
 
 
+def test_inputs_and_outputs_stay_in_their_order(tmp_path):
+    model = models.tied_weight()
+    model.graph.output.append(helper.make_tensor_value_info("h", 1, ["batch", 3, K], "doc"))
+    result = compiled(prepare(model, tmp_path), tmp_path)
+    assert [value.name for value in result.proto.graph.input] == ["x", "ids"]
+    assert list(result.proto.graph.input) == list(model.graph.input)
+    assert list(result.proto.graph.output) == list(model.graph.output)
+
+
 @pytest.mark.parametrize("lead", [(1, 1), (3, 7), (2, 0), (0, 4)])
 def test_dynamic_sizes_stay_dynamic(lead, tmp_path):
     model = models.shared_input()
@@ -449,6 +458,9 @@ def test_node_names_are_made_unique():
     assert len(set(named)) == len(named)
     assert named[:4] == ["MatMul:q_product", "Add:q_out", "a", "a:k_out"]
     assert [inner.name for inner in model.graph.node][:2] == ["", ""]
+    model.graph.node[0].name = "Add:q_out"
+    named = [inner.name for inner in name_nodes(model).graph.node]
+    assert named[:2] == ["Add:q_out", "Add:q_out:2"]
 
 
 @pytest.fixture(scope="module")

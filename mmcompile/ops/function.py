@@ -33,12 +33,14 @@ def function_proto(opset: int, *, half_blocks: bool, unpacked: bool = False) -> 
         opset: version of the default ONNX domain in the model, `MIN_OPSET` to `MAX_OPSET`.
         half_blocks: compute activation scales per 16 channels. Needed where a node of the model
             quantizes activations to NVFP4; without it the function is smaller and faster.
-        unpacked: take `weight` as float[K_pad, N], already dequantized, and ignore `scales`. Never
+        unpacked: take `weight` as float[N, K_pad], already dequantized, and ignore `scales`. Never
             written to a model; for verifying models whose decoding would take too much memory.
     """
     scales = _SCALES_PER_16 if half_blocks else _SCALES_PER_32
-    weight = _UNPACKED_WEIGHT if unpacked else _WEIGHT
-    body = _LAYOUT + weight + _REORDER + scales + _ROUND
+    if unpacked:
+        body = _LAYOUT + _REORDER + scales + _ROUND + _UNPACKED_PRODUCT + _RESHAPE
+    else:
+        body = _LAYOUT + _WEIGHT + _REORDER + scales + _ROUND + _PRODUCT + _RESHAPE
     reduce_max = "ReduceMax <keepdims = 1> ({0}, last_axis)"
     if opset < 18:  # axes became an input in opset 18
         reduce_max = "ReduceMax <axes = [-1], keepdims = 1> ({0})"
@@ -203,10 +205,6 @@ _WEIGHT = """
     dequantized_weight = Mul (element, block_scale)
 """
 
-_UNPACKED_WEIGHT = """
-    dequantized_weight = Identity (weight)
-"""
-
 # The activations as float[M, K_pad] in the permuted order. Rows of the transpose are gathered,
 # since gathering columns moves four bytes at a time. Padding reads channel 0 times zero; where
 # that is NaN or infinite, the row's answer is NaN in any case.
@@ -344,9 +342,18 @@ _ROUND = """
     x_dequantized = Mul (rounded, scale)
     matrix_shape = Concat <axis = 0> (same, order_shape)
     dequantized_x = Reshape (x_dequantized, matrix_shape)
+"""
 
+_PRODUCT = """
     product = MatMul (dequantized_x, dequantized_weight)
     biased = Add (product, bias)
+"""
+
+_UNPACKED_PRODUCT = """
+    biased = Gemm <transB = 1> (dequantized_x, weight, bias)
+"""
+
+_RESHAPE = """
     y_rows = CastLike (biased, x)
     x_shape = Shape (x)
     leading = Slice (x_shape, first_axis, last_axis)

@@ -51,7 +51,7 @@ def open_compiled(compiled: SourceModel, skeleton: onnx.ModelProto) -> ort.Infer
     plans: list[GroupPlan] = []
     for node, plan, packed in read_nodes(compiled):
         name = node.node.input[2]
-        constants[name] = np.ascontiguousarray(dequantize_weight(packed, plan).T)
+        constants[name] = dequantize_weight(packed, plan)
         _declare_float(declared[name], constants[name].shape)
         plans.append(plan)
     _replace_function(model, plans)
