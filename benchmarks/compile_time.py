@@ -64,17 +64,19 @@ def main() -> None:
             sizes[name] = models.weight_bytes(output / models.MODEL_FILE)
         for peer, python in peers.items():
             if python is not None:
-                shutil.rmtree(output, ignore_errors=True)
-                output.mkdir()
+                theirs = models.WORK / peer
+                shutil.rmtree(theirs, ignore_errors=True)
+                theirs.mkdir()
                 runs.setdefault(peer, []).append(
-                    run_process(peer_command(python, peer, model, data, output))
+                    run_process(peer_command(python, peer, model, data, theirs))
                 )
-                sizes[peer] = models.weight_bytes(output / models.MODEL_FILE)
+                sizes[peer] = models.weight_bytes(theirs / models.MODEL_FILE)
     _show_runs(model, runs, sizes, arguments.markdown)
     _show_stages(runs, stages, arguments.markdown)
     for peer, python in peers.items():
         if python is None:
-            command = peer_command(Path("PEER_PYTHON"), peer, model, data, output)
+            theirs = models.WORK / peer
+            command = peer_command(Path("PEER_PYTHON"), peer, model, data, theirs)
             print(f"{peer} was not run: {INSTALL[PACKAGES[peer]]}, then --peer-python, or")
             print("  " + " ".join(map(str, command)).replace(f"{models.ROOT}/", ""))
 

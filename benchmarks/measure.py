@@ -150,7 +150,8 @@ def environment() -> str:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return f"{_processor()}, {os.cpu_count()} cores; {', '.join(versions)}"
+    busy = f"load average {os.getloadavg()[0]:.1f} before the run"
+    return f"{_processor()}, {os.cpu_count()} cores, {busy}; {', '.join(versions)}"
 
 
 def _processor() -> str:

@@ -1,6 +1,9 @@
+import contextlib
+import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +19,7 @@ from mmcompile import __version__
 from mmcompile.calib.order import Order
 from mmcompile.calib.policy import GRANULARITIES, POLICIES
 from mmcompile.calib.split import Thresholds
+from mmcompile.cli import run
 from mmcompile.cli.commands import cli
 from mmcompile.cli.help import SECTIONS
 from mmcompile.formats import THRESHOLDS
@@ -70,8 +74,8 @@ def test_help_imports_nothing_heavy():
         f"print(sorted({HEAVY} & set(sys.modules)))\n"
     )
     environment = command()["env"]
-    run = [sys.executable, "-c", script]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
+    python = [sys.executable, "-c", script]
+    done = subprocess.run(python, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -239,7 +243,7 @@ def test_json_is_one_document_and_nothing_else(compiled):
 def test_json_is_utf_8_on_any_terminal(work):
     onnx.save(two_layers(names=("größe", "二")), work.model)
     done = subprocess.run(
-        **(command("inspect", work.model, "--json", PYTHONIOENCODING="ascii") | {"text": False}),
+        **(command("inspect", work.model, "--json", PYTHONIOENCODING="latin-1") | {"text": False}),
         capture_output=True,
         check=True,
     )
@@ -380,7 +384,7 @@ def test_bad_config_files(work, text, words):
     Path("mm.toml").write_bytes(text if isinstance(text, bytes) else text.encode())
     result = work.compile("--config", "mm.toml")
     assert (result.code, result.out) == (2, "")
-    for word in words:
+    for word in (*words, "mm.toml"):
         assert word in result.line()
 
 
@@ -574,10 +578,11 @@ def test_report_shows_an_earlier_run(compiled):
 # Standard output and signals
 
 
-def test_a_reader_that_leaves_early(work):
+@pytest.mark.parametrize("option", ["-v", "--json"])
+def test_a_reader_that_leaves_early(work, option):
     onnx.save(many_layers(400), work.model)
     done = subprocess.Popen(
-        **command("inspect", work.model, "-v"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        **command("inspect", work.model, option), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     with done:
         done.stdout.close()
@@ -585,11 +590,11 @@ def test_a_reader_that_leaves_early(work):
     assert (done.returncode, error) == (141, "")
 
 
-def test_a_full_disk_behind_standard_output(work):
+@pytest.mark.parametrize("option", ["-v", "--json", "--help"])
+def test_a_full_disk_behind_standard_output(work, option):
+    arguments = command("inspect", work.model, option)
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            **command("inspect", work.model), stdout=full, stderr=subprocess.PIPE, check=False
-        )
+        done = subprocess.run(**arguments, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 4
     assert done.stderr.count("\n") == 1
     assert "standard output: No space left" in done.stderr
@@ -639,6 +644,27 @@ def test_a_package_that_is_missing(work, monkeypatch):
     assert "doctor" in result.line()
 
 
+@pytest.mark.parametrize("error", [ImportError("initialization failed"), KeyboardInterrupt])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_a_library_answers(work, monkeypatch, error, number):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr("mmcompile.pipeline.prepare.prepare", broken)
+    arrived = io.TextIOWrapper(io.BytesIO(), write_through=True)
+    with contextlib.redirect_stderr(arrived):
+        assert run(["inspect", str(work.model)], [number]) == 128 + number
+    assert f"interrupted by {number.name}" in arrived.buffer.getvalue().decode()
+
+
+def test_an_interrupt_before_the_command(monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", interrupted)
+    assert call("doctor").code == 130
+
+
 def test_memory_that_is_too_small(work, monkeypatch):
     def hungry(*_):
         raise MemoryError
@@ -652,6 +678,6 @@ def test_memory_that_is_too_small(work, monkeypatch):
 def test_the_package_can_be_run_and_costs_nothing_to_import():
     script = f"import sys, mmcompile; print(sorted({HEAVY} & set(sys.modules)))"
     environment = command()["env"]
-    run = [sys.executable, "-c", script]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
+    python = [sys.executable, "-c", script]
+    done = subprocess.run(python, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -526,6 +526,24 @@ def test_damaged_archive_is_refused(field, value, tmp_path):
     assert caught.value.code == "stats-unreadable"
 
 
+def test_damaged_compressed_archive_is_refused(tmp_path):
+    """Whoever compresses the file again for storage may damage it, too."""
+    stats, path = stored(tmp_path)
+    stats.save(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    assert ActivationStats.load(path).description == stats.description
+    content = bytearray(path.read_bytes())
+    start = content.index(b"header.npy") + len(b"header.npy")
+    content[start : start + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="stats-unreadable"):
+        ActivationStats.load(path)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damaged_file_never_gives_wrong_statistics(tmp_path_factory, data):

@@ -440,6 +440,12 @@ def test_half_block_scales_only_where_activations_need_them(tmp_path):
     assert sizes["mxfp4"] < sizes["nvfp4"]
 
 
+def test_rewriting_prints_nothing(tmp_path, capfd):
+    prepared = prepare(models.typed("bf16"), tmp_path)
+    rewrite_linears(prepared.source.proto, [(g, mixed(g)) for g in prepared.groups])
+    assert capfd.readouterr() == ("", "")
+
+
 def test_rewriting_reads_no_weight_and_leaves_its_argument_alone(tmp_path):
     prepared = prepare(models.shared_input(), tmp_path)
     before = prepared.source.proto.SerializeToString(deterministic=True)

@@ -308,6 +308,17 @@ def test_damage_of_one_byte_shows(deep, tmp_path):
     assert lost["third"] > 0.1
 
 
+def test_comparing_prints_nothing_and_leaves_polygraphys_logger_alone(deep, capfd):
+    from polygraphy.logger import G_LOGGER
+
+    original, path = deep
+    before = G_LOGGER.module_severity.get()
+    compare_layers(original, load_model(path), SPECS, samples(2), Silent())
+    compare_outputs(original, load_model(path), samples(2), frozenset(), Silent())
+    assert G_LOGGER.module_severity.get() == before
+    assert capfd.readouterr() == ("", "")
+
+
 def test_layer_of_nan_is_bad(deep, tmp_path):
     original, path = deep
     broken = damaged(path, tmp_path, "mmcompile.scales.second", lambda v: v.view("u1").fill(255))

@@ -57,15 +57,12 @@ def run(arguments: list[str], signals: Sequence[int] = ()) -> int:
         The exit code.
     """
     try:
-        code = _run(arguments, signals)
-        sys.stdout.flush()
+        return _run(arguments, signals)
     except OSError as error:
-        _drop_output()
         where = error.filename or "standard output"
         reason = error.strerror or str(error)
         line = f"{where}: {reason}; check the disk and its free space [input-output]"
         return _fail(line, ExitCode.ENVIRONMENT)
-    return code
 
 
 def _run(arguments: list[str], signals: Sequence[int]) -> int:
@@ -77,7 +74,6 @@ def _run(arguments: list[str], signals: Sequence[int]) -> int:
         return _interrupted(signals)
     except SystemExit as stop:
         # Shell completion is done, or nobody reads standard output any more (click and rich).
-        _drop_output()
         return SIGNALLED + signal.SIGPIPE if stop.code else ExitCode.OK
     except Exception as error:
         if signals:  # some libraries and imports answer an interrupt with an error of their own
@@ -125,9 +121,3 @@ def _fail(message: str, code: int) -> int:
     with contextlib.suppress(OSError):
         click.echo(f"mmcompile: error: {message}", err=True)
     return int(code)
-
-
-def _drop_output() -> None:
-    """Sends what is left for standard output nowhere, so that exiting does not fail on it."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -139,10 +139,11 @@ def _run(
     from polygraphy.backend.onnxrt import OnnxrtRunner
     from polygraphy.logger import G_LOGGER
 
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), OnnxrtRunner(session) as runner:
+    with OnnxrtRunner(session) as runner:
         for number, sample in enumerate(progress.track(samples, title)):
             try:
-                outputs = runner.infer(dict(sample))
+                with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+                    outputs = runner.infer(dict(sample))
             except Exception as error:  # polygraphy and the runtime raise classes of their own
                 raise UsageError(
                     "sample-rejected",
