@@ -8,8 +8,8 @@ that is written as a stream. Measured are processes of their own, their memory s
 although the system may drop them at any time; `anonymous` (RssAnon) is what they really hold, and
 `file` (RssFile) the mapped part, each at its own largest.
 
-Steps: `calibrate` on random numbers; compiling from that plan, without and with verification;
-and the whole command with calibration. Calibration and verification run the fp32 model in ONNX
+Steps: `inspect`; `calibrate`, on random numbers; compiling from that plan, without and with
+verification; and the whole command with calibration. Calibration and verification run the fp32 model in ONNX
 Runtime; the goal of 1 GB is for everything else.
 """
 
@@ -46,11 +46,11 @@ def main() -> None:
     base: list[str | Path] = [sys.executable, "-c", "from mmcompile.cli import main; main()"]
     from_plan = [*base, model, "--plan", plan, "-o", output]
     steps: dict[str, list[str | Path]] = {
-        "import only": [*base, "--version"],
         "inspect": [*base, "inspect", model],
         "calibrate": [*base, "calibrate", model, "--calib", data, "-o", plan],
         "--plan --no-verify": [*from_plan, "--no-verify"],
         "--plan --verify-data": [*from_plan, "--verify-data", data],
+        "--calib --no-verify": [*base, model, "--calib", data, "-o", output, "--no-verify"],
         "--calib (everything)": [*base, model, "--calib", data, "-o", output],
     }
     variables = {"MMCOMPILE_CACHE_DIR": str(work / "cache"), "PYTHONPATH": str(models.ROOT)}

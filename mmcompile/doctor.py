@@ -48,7 +48,7 @@ _REQUIRED = {
     "onnx": "1.18",
     "onnx-graphsurgeon": "0.5.8",
     "onnxruntime": "1.20",
-    "polygraphy": "0.49.20",
+    "polygraphy": "0.53",
     "rich": "13.7",
 }
 """Packages that nothing works without, with their oldest version; pyproject.toml's dependencies."""

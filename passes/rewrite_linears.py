@@ -25,12 +25,16 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from mmcompile import ops
+from mmcompile.errors import MMCompileError
 from mmcompile.graph.walk import all_graphs, all_nodes
 from mmcompile.plan import GroupPlan
 from mmcompile.sites import SiteGroup
 
 PACKED = "mmcompile.packed"
 """Location of tensors that are declared here and written by the packer."""
+
+TRANSPOSE, SPLIT = ".transpose", ".split"
+"""What the names of the nodes around a `MicroMixLinear` add to its own."""
 
 MIN_IR_VERSION = 8
 MAX_IR_VERSION = 12
@@ -62,7 +66,8 @@ def rewrite_linears(
                 helper.make_opsetid(ops.DOMAIN, ops.OP_VERSION),
             ],
         )
-    _restore(skeleton, rewritten)
+    parts = ("", TRANSPOSE, SPLIT)
+    _restore(skeleton, rewritten, {plan.name + part for _, plan in decided for part in parts})
     half_blocks = ops.needs_half_blocks(plan for _, plan in decided)
     if decided:
         rewritten.functions.append(ops.function_proto(opset, half_blocks=half_blocks))
@@ -82,7 +87,7 @@ def _replace(
     if first.transpose_input:
         upright = gs.Variable(f"mmcompile.x.{plan.name}", dtype=x.dtype)
         graph.nodes.append(
-            gs.Node("Transpose", f"{plan.name}.transpose", {"perm": [1, 0]}, [x], [upright])
+            gs.Node("Transpose", plan.name + TRANSPOSE, {"perm": [1, 0]}, [x], [upright])
         )
         x = upright
     outputs = [tensors[site.output] for site in sites.sites]
@@ -94,7 +99,7 @@ def _replace(
     if len(outputs) > 1:
         merged = gs.Variable(f"mmcompile.y.{plan.name}", dtype=outputs[0].dtype)
         sizes = gs.Constant(f"mmcompile.sizes.{plan.name}", np.array(plan.out_channels, np.int64))
-        split = gs.Node("Split", f"{plan.name}.split", {"axis": -1}, [merged, sizes], outputs)
+        split = gs.Node("Split", plan.name + SPLIT, {"axis": -1}, [merged, sizes], outputs)
         graph.nodes.append(split)
     constants = [
         gs.Constant(name, LazyValues(_declare(name, elem_type, shape)))
@@ -143,8 +148,8 @@ def _topology(skeleton: onnx.ModelProto) -> onnx.ModelProto:
     return bare
 
 
-def _restore(skeleton: onnx.ModelProto, rewritten: onnx.ModelProto) -> None:
-    """Puts back what graphsurgeon was not shown or does not carry."""
+def _restore(skeleton: onnx.ModelProto, rewritten: onnx.ModelProto, added: set[str]) -> None:
+    """Puts back what graphsurgeon was not shown or does not carry; `added` nodes are new."""
     for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(rewritten, field, getattr(skeleton, field))
     rewritten.metadata_props.extend(skeleton.metadata_props)
@@ -153,6 +158,13 @@ def _restore(skeleton: onnx.ModelProto, rewritten: onnx.ModelProto) -> None:
     for node in after.node:
         if original := originals.get(_signature(node)):
             node.CopyFrom(original)
+        elif node.name not in added:
+            raise MMCompileError(
+                "node-changed",
+                f"node {node.name} ({node.op_type})",
+                "it came back with other inputs or outputs than it had",
+                "this is a bug in mmcompile, please report it",
+            )
     _restore_initializers(before, rewritten)
     produced = {name for node in after.node for name in node.output}
     after.value_info.extend(value for value in before.value_info if value.name in produced)

@@ -4,10 +4,12 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile import ops
+from mmcompile.errors import MMCompileError
 from mmcompile.graph import load_model
 from mmcompile.passes.name_nodes import name_nodes
 from mmcompile.passes.rewrite_linears import packed_names, rewrite_linears
@@ -416,6 +418,43 @@ def rich_model():
     )
     helper.set_model_props(model, {"license": "MIT", "vocabulary": "120"})
     return model
+
+
+def test_inputs_and_outputs_that_are_left_out_stay_so():
+    """Names that are empty, at the end of a list as well."""
+    hidden = 8
+    nodes = [
+        node("Clip", ["x", "", "high"], ["a"], name="no_low"),
+        node("Clip", ["a", "low", ""], ["b"], name="no_high"),
+        node("LSTM", ["b", "W", "R", "", "", "h", ""], ["", "c", ""], name="lstm", hidden_size=8),
+        node("Dropout", ["b"], ["y", ""], name="dropout"),
+    ]
+    values = {
+        "high": F32(3),
+        "low": F32(-3),
+        "W": np.ones((1, 4 * hidden, K), F32),
+        "R": np.ones((1, 4 * hidden, hidden), F32),
+        "h": np.zeros((1, 1, hidden), F32),
+    }
+    model = models.model_of(nodes, values, x=("s", 1, K), y=("s", 1, K))
+    model.graph.output.append(helper.make_tensor_value_info("c", 1, None))
+    rewritten = rewrite_linears(model, [])
+    assert {n.name: n for n in rewritten.graph.node} == {n.name: n for n in model.graph.node}
+
+
+def test_node_that_graphsurgeon_changes_is_no_silent_loss(monkeypatch):
+    """Its attributes would be missing, as only the topology goes through graphsurgeon."""
+    model = models.transposed_weight()
+    export = gs.export_onnx
+
+    def changed(graph, **options):
+        exported = export(graph, **options)
+        exported.graph.node[0].input.append("")
+        return exported
+
+    monkeypatch.setattr(gs, "export_onnx", changed)
+    with pytest.raises(MMCompileError, match=r"node t \(Transpose\).*please report"):
+        rewrite_linears(model, [])
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 8), (8, 8), (10, 10), (12, 12), (13, 12)])

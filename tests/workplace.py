@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from mmcompile.cli import run
 from tests.models import model_of, weight
@@ -136,6 +136,3 @@ class Workplace:
                 value = np.array(numpy_helper.to_array(tensor))
                 tensor.CopyFrom(numpy_helper.from_array(change(value), name))
         onnx.save(model, self.model)
-
-
-FLOAT = TensorProto.FLOAT

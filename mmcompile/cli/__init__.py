@@ -57,16 +57,6 @@ def run(arguments: list[str], signals: Sequence[int] = ()) -> int:
         The exit code.
     """
     try:
-        return _run(arguments, signals)
-    except OSError as error:
-        where = error.filename or "standard output"
-        reason = error.strerror or str(error)
-        line = f"{where}: {reason}; check the disk and its free space [input-output]"
-        return _fail(line, ExitCode.ENVIRONMENT)
-
-
-def _run(arguments: list[str], signals: Sequence[int]) -> int:
-    try:
         from mmcompile.cli.commands import cli
 
         result = cli.main(arguments, prog_name="mmcompile", standalone_mode=False)
@@ -81,8 +71,7 @@ def _run(arguments: list[str], signals: Sequence[int]) -> int:
         known = _explanation(error)
         if known is not None:
             return _fail(*known)
-        if not isinstance(error, OSError):
-            error.add_note("mmcompile: error: this is a bug; please report it with the lines above")
+        error.add_note("mmcompile: error: this is a bug; please report it with the lines above")
         raise
     return result if isinstance(result, int) else ExitCode.OK
 
@@ -99,6 +88,10 @@ def _explanation(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, ImportError):
         reason = " ".join(str(error).split())
         line = f"{error.name or 'a package'}: {reason}; see mmcompile doctor [package-missing]"
+        return line, ExitCode.ENVIRONMENT
+    if isinstance(error, OSError):
+        where, reason = error.filename or "standard output", error.strerror or str(error)
+        line = f"{where}: {reason}; check the disk and its free space [input-output]"
         return line, ExitCode.ENVIRONMENT
     return None
 
