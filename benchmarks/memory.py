@@ -9,8 +9,8 @@ although the system may drop them at any time; `anonymous` (RssAnon) is what the
 `file` (RssFile) the mapped part, each at its own largest.
 
 Steps: `inspect`; `calibrate`, on random numbers; compiling from that plan, without and with
-verification; and the whole command with calibration. Calibration and verification run the fp32 model in ONNX
-Runtime; the goal of 1 GB is for everything else.
+verification; and the whole command with calibration. Calibration and verification run the fp32
+model in ONNX Runtime; the goal of 1 GB is for everything else.
 """
 
 from __future__ import annotations

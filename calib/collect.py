@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -59,7 +60,6 @@ def collect(
     instrumented = instrument(skeleton, watched, ratios, ROWS_PER_SAMPLE)
     session = open_session(instrumented, source.folder)
     names = [output_name(tensor.key, field) for tensor in watched for field in OUTPUTS]
-    random = np.random.default_rng(seed)
     merged: dict[str, TensorStats] = {}
     masked = 0
     for number, sample in enumerate(progress.track(data, "calibrating", data.count)):
@@ -70,7 +70,7 @@ def collect(
             continue
         feed = dict(trimmed)
         feed[TOKEN_MASK] = mask
-        feed[ROW_KEYS] = random.random(4099, dtype=np.float32)
+        feed[ROW_KEYS] = _row_keys(trimmed, seed)
         values = iter(_run(session, names, feed, number))
         for tensor in watched:
             fields = dict(zip(OUTPUTS, values, strict=False))
@@ -95,6 +95,17 @@ def token_mask(sample: Sample) -> np.ndarray:
         real: np.ndarray = mask.reshape(-1) != 0
         return real
     return np.ones(_tokens(sample), bool)
+
+
+def _row_keys(sample: Sample, seed: int) -> np.ndarray:
+    """float32[4099] random keys that depend on the sample's content, not on its place.
+
+    So shards sample rows independently, and the same data in another order the same rows.
+    """
+    content = 0
+    for name in sorted(sample):
+        content = zlib.crc32(np.ascontiguousarray(sample[name]).tobytes(), content)
+    return np.random.default_rng([seed & 0xFFFFFFFF, content]).random(4099, dtype=np.float32)
 
 
 def _tokens(sample: Mapping[str, np.ndarray]) -> int:

@@ -20,6 +20,7 @@ from mmcompile.formats import BLOCK_FORMATS, THRESHOLDS, nvfp4_tensor_scale
 from mmcompile.graph import SourceModel
 from mmcompile.plan import (
     PLAN_VERSION,
+    UNFIT,
     GroupPlan,
     LeftAlone,
     QuantPlan,
@@ -101,7 +102,7 @@ def make_plan(
     left_alone: Iterable[LeftAlone],
 ) -> QuantPlan:
     """The plan of a model under a policy."""
-    calibration = stats.description + ("" if stats.fit else " (unfit: random numbers)")
+    calibration = stats.description + ("" if stats.fit else f" {UNFIT}")
     return QuantPlan(
         version=PLAN_VERSION,
         model=source.path.name,

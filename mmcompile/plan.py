@@ -24,6 +24,9 @@ PLAN_VERSION = 1
 PADDING = -1
 """Entry of a channel order that stands for a channel of zeros."""
 
+UNFIT = "(unfit: random numbers)"
+"""Ends the description of calibration data that says nothing about real activations."""
+
 IntArray = npt.NDArray[np.int32]
 
 
@@ -236,6 +239,8 @@ def find_problem(group: GroupPlan) -> str | None:
             return "a scale threshold outside [1, 2]"
     if group.in_channels <= 0 or min(group.out_channels, default=0) <= 0:
         return "a channel count that is not positive"
+    if group.in_channels > order.size:
+        return f"{group.in_channels} input channels, but only {order.size} in the order"
     if len(group.nodes) != len(group.out_channels):
         return "as many out_channels as nodes are needed"
     if order.size != group.padded_channels:

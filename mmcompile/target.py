@@ -3,7 +3,7 @@
 Instruction rates are relative to FP16 with fp32 accumulation (512 FLOP per SM and clock on
 GeForce Blackwell): block-scaled E4M3 runs at 4 times that rate, block-scaled E2M1 at 8 times.
 6-bit elements are recoded into E4M3 bytes, exactly, since E3M2 in the instruction would cost
-twice as much. Source of the rates: published microbenchmarks of sm_120, docs/spec.md.
+twice as much. The rates are quoted from published microbenchmarks of sm_120, none is our own.
 """
 
 from __future__ import annotations

@@ -22,15 +22,22 @@ _TYPE_ATTRIBUTES = frozenset(("to", "dtype", "output_dtype", "stash_type", "soft
 
 
 def uses_bfloat16(model: onnx.ModelProto) -> bool:
-    """Whether any initializer or input of the model is bfloat16, or an operator asks for it."""
-    return (
-        any(t.data_type == TensorProto.BFLOAT16 for g in all_graphs(model) for t in g.initializer)
-        or any(v.type.tensor_type.elem_type == TensorProto.BFLOAT16 for v in model.graph.input)
-        or any(
-            a.name in _TYPE_ATTRIBUTES and a.i == TensorProto.BFLOAT16
-            for node in all_nodes(model)
-            for a in node.attribute
-        )
+    """Whether the model computes in bfloat16.
+
+    Storing weights in bfloat16 and casting them before use does not count: runtimes can do that.
+    """
+    narrow = {
+        tensor.name
+        for graph in all_graphs(model)
+        for tensor in graph.initializer
+        if tensor.data_type == TensorProto.BFLOAT16
+    }
+    if any(v.type.tensor_type.elem_type == TensorProto.BFLOAT16 for v in model.graph.input):
+        return True
+    return any(
+        (node.op_type != "Cast" and not narrow.isdisjoint(node.input))
+        or any(a.name in _TYPE_ATTRIBUTES and a.i == TensorProto.BFLOAT16 for a in node.attribute)
+        for node in all_nodes(model)
     )
 
 

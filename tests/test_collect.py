@@ -257,7 +257,9 @@ def test_rows_are_a_bounded_sample_of_different_tokens(tmp_path):
     model = models.matmul()
     x = np.arange(5000, dtype=np.float32)[None, :, None] * np.ones(K, np.float32) + 1
     watched = [WatchedTensor("x", K)]
-    stats = collected(model, [{"x": x}] * 3, tmp_path, watched).tensors["x"]
+    stats = collected(
+        model, [{"x": x + shift} for shift in (0, 0.25, 0.5)], tmp_path, watched
+    ).tensors["x"]
     assert len(stats.rows) == 3 * ROWS_PER_SAMPLE
     # Uniform over 0..4999: the mean of 96 is off by more than 5 standard deviations never.
     assert abs(stats.rows[:, 0].mean() - 2500) < 5 * 5000 / np.sqrt(12 * 96)

@@ -175,6 +175,7 @@ def with_bfloat16(where):
     model = models.matmul_add()
     if where == "initializer":
         model.graph.initializer.append(numpy_helper.from_array(W, "V"))
+        model.graph.node.append(node("Transpose", ["V"], ["z"]))
     elif where == "input":
         model.graph.input.append(info("z", ["n"]))
     elif where == "Cast":
@@ -187,7 +188,15 @@ def with_bfloat16(where):
         model = models.subgraph()
         body = model.graph.node[1].attribute[1].g
         body.initializer.append(numpy_helper.from_array(B, "z"))
+        body.node.append(node("Neg", ["z"], ["minus_z"]))
     return model
+
+
+def test_weights_that_are_only_stored_in_bfloat16_do_not_count():
+    model = models.matmul()
+    model.graph.initializer.append(numpy_helper.from_array(W, "V"))
+    model.graph.node.append(node("Cast", ["V"], ["wide"], to=F32))
+    assert not uses_bfloat16(model)
 
 
 @pytest.mark.parametrize("where", ["initializer", "input", "Cast", "body", "initializer of a body"])

@@ -22,7 +22,7 @@ from mmcompile.pipeline.decision import Decision
 from mmcompile.pipeline.files import PLAN_FILE
 from mmcompile.pipeline.options import CompileOptions
 from mmcompile.pipeline.prepare import Prepared
-from mmcompile.plan import GroupPlan
+from mmcompile.plan import UNFIT, GroupPlan
 from mmcompile.report.model import (
     REPORT_VERSION,
     CalibrationInfo,
@@ -40,8 +40,6 @@ from mmcompile.target import Target
 
 BLOCK = 32
 """Channels that every segment's length is a multiple of."""
-UNFIT = "(unfit: random numbers)"
-"""How a plan's description of its calibration ends where the inputs were random."""
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnx-graphsurgeon", "polygraphy")
 
 
