@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from mmcompile.verify.metrics import decibel
 
 F32 = npt.NDArray[np.float32]
 MEASURED_ROWS = 64
-"""Token rows that a layer's error is measured on."""
+"""Token rows that a layer's error is measured on, spread over all samples."""
 _UNIT_ROUNDOFF: dict[int, float] = {
     TensorProto.FLOAT: 0.0,
     TensorProto.FLOAT16: 2.0**-11,
@@ -40,21 +39,37 @@ class LayerError:
 def layer_error(
     sites: SiteGroup, plan: GroupPlan, packed: PackedLinear, rows: F32, source: SourceModel
 ) -> LayerError | None:
-    """What quantizing one layer does to its output on sampled rows[R, K]; None without rows."""
-    rows = rows[:MEASURED_ROWS]
+    """What quantizing one layer does to its output on sampled rows[R, K]; None without rows.
+
+    Every token counts alike: the SQNR is that of the mean over tokens of error energy over signal
+    energy, the cosine the mean of the tokens' cosines. Energies summed over tokens would show
+    only the few tokens with the largest activations.
+    """
     if not rows.size:
         return None
+    rows = rows[:: -(-len(rows) // MEASURED_ROWS)]
     outputs = []
     for site in sites.sites:
         weight = site.read_weight(source).astype(np.float32, copy=False)
         outputs.append(rows @ (weight if site.channels_first else weight.T))
     exact = np.concatenate(outputs, axis=1)
     quantized = dequantize_activations(rows, plan) @ dequantize_weight(packed, plan).T
-    error = quantized - exact
-    signal, noise = (float(np.vdot(values, values)) for values in (exact, error))
-    lengths = math.sqrt(signal * float(np.vdot(quantized, quantized)))
-    cosine = float(np.vdot(exact, quantized)) / lengths if lengths else float(noise == 0)
-    return LayerError(decibel(signal, noise), min(1.0, cosine))
+    signal, size, noise, product = (
+        np.einsum("tn,tn->t", first, second)
+        for first, second in (
+            (exact, exact),
+            (quantized, quantized),
+            (quantized - exact, quantized - exact),
+            (exact, quantized),
+        )
+    )
+    counted = signal > 0
+    if not counted.any():
+        return LayerError(decibel(0.0, float(noise.sum())), float(not noise.any()))
+    lengths = np.sqrt(signal * size)
+    cosines = np.divide(product, lengths, out=np.zeros_like(product), where=lengths > 0)
+    ratio = float((noise[counted] / signal[counted]).mean())
+    return LayerError(decibel(1.0, ratio), min(1.0, float(cosines[counted].mean())))
 
 
 def node_excess(
