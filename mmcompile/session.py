@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
@@ -24,10 +21,7 @@ class Purpose(enum.Enum):
 
 
 def open_session(
-    model: onnx.ModelProto | Path,
-    folder: Path,
-    purpose: Purpose = Purpose.FEW_RUNS,
-    constants: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    model: onnx.ModelProto | Path, folder: Path, purpose: Purpose = Purpose.FEW_RUNS
 ) -> ort.InferenceSession:
     """A session on a model, or on a skeleton whose external data lies in a folder.
 
@@ -35,8 +29,6 @@ def open_session(
         model: the model's file, or a skeleton.
         folder: where a skeleton's external data lies.
         purpose: what the session is tuned for.
-        constants: values of initializers that the skeleton declares external without a file;
-            they are used in place and have to outlive the session.
 
     Raises:
         UnsupportedModelError: ONNX Runtime does not accept the model.
@@ -50,9 +42,6 @@ def open_session(
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(folder.resolve())
         )
-    if constants:
-        values = [ort.OrtValue.ortvalue_from_numpy(value) for value in constants.values()]
-        options.add_external_initializers(list(constants), values)
     payload = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
     try:
         return ort.InferenceSession(payload, options, providers=["CPUExecutionProvider"])

@@ -3,23 +3,29 @@
 ONNX Runtime folds the decoding of packed weights into constants when it loads a model, and keeps
 every intermediate value until it is done: about 50 bytes per weight. Up to `DEPLOYABLE_WEIGHTS`
 a model is run as it is, as users would. Larger ones get their weights unpacked by the native
-module, 4 bytes each; all the rest of the function is what the model carries.
+module into a temporary file, 4 bytes each, which is mapped and not loaded; all the rest of the
+function is what the model carries.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import os
+import tempfile
+from pathlib import Path
+
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto
 
 from mmcompile import ops
 from mmcompile.graph import SourceModel
+from mmcompile.output import disk_errors
 from mmcompile.packed import dequantize_weight
 from mmcompile.plan import GroupPlan
 from mmcompile.session import Purpose, open_session
 from mmcompile.verify.compiled import compiled_nodes, read_nodes
 
+_PAGE = 4096
 DEPLOYABLE_WEIGHTS = 24_000_000
 """Packed weights that a model may have to be run as it is: about 1.2 GB while it loads."""
 
@@ -40,6 +46,9 @@ def open_compiled(compiled: SourceModel, skeleton: onnx.ModelProto) -> ort.Infer
     Args:
         compiled: the model on disk.
         skeleton: its graph, or a version of it with other outputs.
+
+    Raises:
+        EnvironmentProblem: the model's folder takes no temporary file.
     """
     if not runs_unpacked(compiled):
         purpose = Purpose.DEPLOYMENT if skeleton is compiled.proto else Purpose.FEW_RUNS
@@ -47,25 +56,38 @@ def open_compiled(compiled: SourceModel, skeleton: onnx.ModelProto) -> ort.Infer
     model = onnx.ModelProto()
     model.CopyFrom(skeleton)
     declared = {tensor.name: tensor for tensor in model.graph.initializer}
-    constants: dict[str, np.ndarray] = {}
     plans: list[GroupPlan] = []
-    for node, plan, packed in read_nodes(compiled):
-        name = node.node.input[2]
-        constants[name] = dequantize_weight(packed, plan)
-        _declare_float(declared[name], constants[name].shape)
-        plans.append(plan)
-    _replace_function(model, plans)
-    return open_session(model, compiled.folder, Purpose.FEW_RUNS, constants)
+    # The runtime maps the file when the session opens and needs no name for it afterwards. It has
+    # to lie beside the model's own data, the only folder that external data may come from.
+    with (
+        disk_errors(compiled.folder),
+        tempfile.NamedTemporaryFile(prefix=".mmcompile-unpacked-", dir=compiled.folder) as file,
+    ):
+        for node, plan, packed in read_nodes(compiled):
+            weight = dequantize_weight(packed, plan)
+            place = (Path(file.name).name, file.tell(), weight.nbytes)
+            _declare_float(declared[node.node.input[2]], weight.shape, place)
+            file.write(weight.data)
+            file.seek(-file.tell() % _PAGE, os.SEEK_CUR)
+            plans.append(plan)
+        file.truncate()
+        file.flush()
+        _replace_function(model, plans)
+        return open_session(model, compiled.folder)
 
 
-def _declare_float(tensor: onnx.TensorProto, shape: tuple[int, ...]) -> None:
+def _declare_float(
+    tensor: onnx.TensorProto, shape: tuple[int, ...], place: tuple[str, int, int]
+) -> None:
+    """Makes an initializer float[shape] at (file, offset, length)."""
     name = tensor.name
     tensor.Clear()
     tensor.name = name
     tensor.data_type = TensorProto.FLOAT
     tensor.dims.extend(shape)
     tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="unpacked")
+    for key, value in zip(("location", "offset", "length"), place, strict=True):
+        tensor.external_data.add(key=key, value=str(value))
 
 
 def _replace_function(model: onnx.ModelProto, plans: list[GroupPlan]) -> None:
