@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if not arguments.paths:
         return 0 if importlib.util.find_spec(PACKAGES[arguments.peer]) else 1
-    model, data, output = arguments.paths
+    model, data, output = (path.resolve() for path in arguments.paths)
+    os.chdir(output.parent)  # some leave files where they are started
     if arguments.peer.startswith("quark"):
         quark(arguments.peer, model, data, output)
     else:
