@@ -35,7 +35,8 @@ native: $(VENV)/.installed
 	@ln -sfn ../passes mmcompile/passes
 	@ln -sfn ../calib mmcompile/calib
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B build/native -G Ninja -Wno-dev \
-	  -DPython_EXECUTABLE=$(CURDIR)/$(RUN) -DMMCOMPILE_INPLACE=ON > build/native.log 2>&1 \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(RUN) -DMMCOMPILE_INPLACE=ON \
+	  -DMMCOMPILE_WERROR=$(if $(CI),ON,OFF) > build/native.log 2>&1 \
 	  && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/native >> build/native.log 2>&1 \
 	  || { cat build/native.log; exit 1; }
 
