@@ -23,8 +23,7 @@ from mmcompile.report.summary import (
     cosine_text,
     count_text,
     decibel_text,
-    figure_text,
-    percent_text,
+    output_figures,
     plain_text,
     reason_groups,
     verdict,
@@ -146,16 +145,7 @@ def print_verification(report: VerificationReport) -> None:
     headings += ["KL (nats)", "Top-1"] if logits else []
     table = open_table(title, ("Output",), headings)
     for output in report.outputs:
-        figures = [
-            cosine_text(output.cosine_mean),
-            cosine_text(output.cosine_min),
-            decibel_text(output.sqnr_db),
-            figure_text(output.max_abs_error),
-        ]
-        if logits:
-            figures.append(figure_text(output.kl_divergence_nats))
-            figures.append(percent_text(output.top1_agreement))
-        table.add_row(_name(output.name), *figures)
+        table.add_row(_name(output.name), *output_figures(output, logits=logits))
     if report.outputs:
         console.print(table)
     if report.layers:

@@ -239,6 +239,20 @@ def shape_text(layer: LayerReport) -> str:
     return f"{layer.in_channels} → {'+'.join(map(str, layer.out_channels))}"
 
 
+def output_figures(output: OutputReport, *, logits: bool) -> list[str]:
+    """An output's cosines, SQNR and largest error as table cells; with `logits` KL and top-1."""
+    figures = [
+        cosine_text(output.cosine_mean),
+        cosine_text(output.cosine_min),
+        decibel_text(output.sqnr_db),
+        figure_text(output.max_abs_error),
+    ]
+    if logits:
+        figures.append(figure_text(output.kl_divergence_nats))
+        figures.append(percent_text(output.top1_agreement))
+    return figures
+
+
 def plain_text(text: str) -> str:
     """Text with control characters spelled out, so that no name can steer a terminal or a page."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -26,11 +26,11 @@ from mmcompile.report.summary import (
     cosine_text,
     count_text,
     decibel_text,
-    figure_text,
     format_pair,
     layer_kinds,
     layer_labels,
     layer_totals,
+    output_figures,
     percent_text,
     plain_text,
     reason_groups,
@@ -199,15 +199,7 @@ def _print_verification(result: VerificationReport, console: Console, verbose: b
     title = "Verification: compiled model against the original"
     table = open_table(title, ("Output", "Type"), headings)
     for output in result.outputs:
-        figures = [
-            cosine_text(output.cosine_mean),
-            cosine_text(output.cosine_min),
-            decibel_text(output.sqnr_db),
-            figure_text(output.max_abs_error),
-        ]
-        if logits:
-            figures.append(figure_text(output.kl_divergence_nats))
-            figures.append(percent_text(output.top1_agreement))
+        figures = output_figures(output, logits=logits)
         table.add_row(Name(plain_text(output.name)), Text(plain_text(output.dtype)), *figures)
     if result.outputs:
         console.print(table)
