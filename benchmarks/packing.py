@@ -22,7 +22,7 @@ from benchmarks.measure import environment, interleaved, median_ratio, show
 from mmcompile import _native
 from mmcompile.formats import BLOCK_FORMATS, THRESHOLDS
 from mmcompile.packed import THREADS, native_segments
-from mmcompile.plan import Segment
+from mmcompile.plan import SCALE_WORD, Segment
 
 GOAL = 0.25
 """Share of memcpy's rate that packing is meant to reach."""
@@ -103,7 +103,7 @@ def packer(
     channels_first = weight.shape[0] == order.size
     outputs = weight.shape[1 if channels_first else 0]
     codes = np.zeros((outputs, sum(s.row_bytes for s in segments)), np.uint8)
-    scales = np.zeros((outputs, sum(s.scale_bytes for s in segments)), np.uint8)
+    scales = np.zeros((sum(s.scale_words for s in segments), outputs, SCALE_WORD), np.uint8)
     native = native_segments(segments, "weight")
 
     def run() -> object:

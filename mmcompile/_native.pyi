@@ -2,7 +2,7 @@
 
 A segment is `(channels, format id, threshold)`; the channels are a multiple of 32, the threshold
 lies in [1, 2] (NVFP4 ignores it). An order maps positions to source channels, −1 to zeros. Bytes
-are laid out as docs/spec.md says (layout version 1). Every function raises ValueError for arguments
+are laid out as docs/spec.md says (layout version 2). Every function raises ValueError for arguments
 that do not fit each other, and TypeError for arrays of another dtype or memory layout.
 """
 
@@ -33,7 +33,8 @@ def quantize_pack(
         segments: their channels sum to K_pad.
         tensor_scale: NVFP4's, a power of two in 2^-100..2^100; 1 without NVFP4.
         codes: written, C-contiguous uint8[N, row_bytes]; may be a slice of rows.
-        scales: written, C-contiguous uint8[N, scale_bytes]; may be a slice of rows.
+        scales: written, uint8[scale_words, N, 4]; may be a slice of rows, `scales[:, i:j]` of a
+            C-contiguous array.
         threads: at least 1; the result does not depend on it.
         bf16: whether `weight` holds bfloat16 bits.
         instruction_set: one of `instruction_sets()`, the best if empty; the result does not depend

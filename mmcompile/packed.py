@@ -22,7 +22,7 @@ class PackedLinear:
     Attributes:
         order: int32[K_pad].
         weight: int8[N, row_bytes].
-        scales: int8[N, scale_bytes].
+        scales: int8[scale_words, N, 4].
         bias: float32[N].
         weight_sqnr_db: signal to quantization noise of all weights, in dB; infinite where exact.
     """

@@ -24,6 +24,12 @@ PLAN_VERSION = 1
 PADDING = -1
 """Entry of a channel order that stands for a channel of zeros."""
 
+SEGMENT_ALIGNMENT = 16
+"""The packed codes of a segment begin at a multiple of this many bytes of their row."""
+
+SCALE_WORD = 4
+"""Packed scale bytes per word."""
+
 UNFIT = "(unfit: random numbers)"
 """Ends the description of calibration data that says nothing about real activations."""
 
@@ -60,13 +66,14 @@ class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of packed weight codes per output channel."""
-        return self.channels * self.weight.element.bits // 8
+        """Bytes of packed weight codes per output channel, padding included."""
+        code_bytes = self.channels * self.weight.element.bits // 8
+        return -(-code_bytes // SEGMENT_ALIGNMENT) * SEGMENT_ALIGNMENT
 
     @property
-    def scale_bytes(self) -> int:
-        """Bytes of packed weight scales per output channel."""
-        return self.channels // self.weight.block
+    def scale_words(self) -> int:
+        """Words of packed weight scales per output channel, the last one padded."""
+        return -(-self.channels // (self.weight.block * SCALE_WORD))
 
 
 class GroupPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,18 +118,22 @@ class GroupPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return sum(segment.row_bytes for segment in self.segments)
 
     @property
-    def scale_bytes(self) -> int:
-        """Bytes of packed weight scales per output channel."""
-        return sum(segment.scale_bytes for segment in self.segments)
+    def scale_words(self) -> int:
+        """Words of `SCALE_WORD` bytes of packed weight scales per output channel."""
+        return sum(segment.scale_words for segment in self.segments)
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of codes and scales of all the group's weights."""
-        return sum(self.out_channels) * (self.row_bytes + self.scale_bytes)
+        return sum(self.out_channels) * self._packed_row_bytes
 
     def weight_bits(self) -> float:
         """Mean bits per real weight, scales and padding included."""
-        return 8 * (self.row_bytes + self.scale_bytes) / self.in_channels
+        return 8 * self._packed_row_bytes / self.in_channels
+
+    @property
+    def _packed_row_bytes(self) -> int:
+        return self.row_bytes + SCALE_WORD * self.scale_words
 
     def act_bits(self) -> float:
         """Mean bits per real activation element, scales and padding included."""
@@ -230,13 +241,8 @@ def find_problem(group: GroupPlan) -> str | None:
     except (ValueError, OverflowError):
         return "its channel order holds something that is no 32-bit integer"
     for segment in group.segments:
-        for name in (segment.act_format, segment.weight_format):
-            if name not in BLOCK_FORMATS:
-                return f"unknown format '{name}'; known are {', '.join(BLOCK_FORMATS)}"
-        if segment.channels <= 0 or segment.channels % 32:
-            return f"a segment of {segment.channels} channels; lengths are multiples of 32"
-        if not all(1 <= t <= 2 for t in (segment.act_threshold, segment.weight_threshold)):
-            return "a scale threshold outside [1, 2]"
+        if problem := _segment_problem(segment):
+            return problem
     if group.in_channels <= 0 or min(group.out_channels, default=0) <= 0:
         return "a channel count that is not positive"
     if group.in_channels > order.size:
@@ -252,6 +258,22 @@ def find_problem(group: GroupPlan) -> str | None:
             return f"tensor scale {scale} is no positive power of two"
         if not 2.0**-100 <= scale <= 2.0**100:
             return f"tensor scale {scale} is outside 2^-100..2^100"
+    return None
+
+
+def _segment_problem(segment: Segment) -> str | None:
+    for name in (segment.act_format, segment.weight_format):
+        if name not in BLOCK_FORMATS:
+            return f"unknown format '{name}'; known are {', '.join(BLOCK_FORMATS)}"
+    if (segment.act_format == "nvfp4") != (segment.weight_format == "nvfp4"):
+        return (
+            f"a segment of {segment.act_format} activations and {segment.weight_format} "
+            "weights, which no tensor-core instruction multiplies; make both nvfp4 or neither"
+        )
+    if segment.channels <= 0 or segment.channels % 32:
+        return f"a segment of {segment.channels} channels; lengths are multiples of 32"
+    if not all(1 <= t <= 2 for t in (segment.act_threshold, segment.weight_threshold)):
+        return "a scale threshold outside [1, 2]"
     return None
 
 

@@ -27,7 +27,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from mmcompile import ops
 from mmcompile.errors import MMCompileError
 from mmcompile.graph.walk import all_graphs, all_nodes
-from mmcompile.plan import GroupPlan
+from mmcompile.plan import SCALE_WORD, GroupPlan
 from mmcompile.sites import SiteGroup
 
 PACKED = "mmcompile.packed"
@@ -123,7 +123,7 @@ def _constant_types(plan: GroupPlan) -> tuple[tuple[int, list[int]], ...]:
     return (
         (TensorProto.INT32, [plan.padded_channels]),
         (TensorProto.INT8, [rows, plan.row_bytes]),
-        (TensorProto.INT8, [rows, plan.scale_bytes]),
+        (TensorProto.INT8, [plan.scale_words, rows, SCALE_WORD]),
         (TensorProto.FLOAT, [rows]),
     )
 

@@ -64,7 +64,7 @@ def spec_operand(rows, plan, side):
 
 
 def spec_pack(weight, plan):
-    """Packed codes and scales of weight[N, K] after the numpy reference."""
+    """Packed codes[N, row_bytes] and scales[scale_words, N, 4] of weight[N, K], in numpy."""
     permuted = permute(np.asarray(weight, np.float32), plan.channel_order())
     codes, scales, start = [], [], 0
     for segment in plan.segments:
@@ -72,10 +72,21 @@ def spec_pack(weight, plan):
         factor = plan.weight_tensor_scale if fmt.scale == "e4m3" else 1.0
         part = permuted[:, start : start + segment.channels]
         c, s = quantize_blocks(part, fmt, threshold=segment.weight_threshold, tensor_scale=factor)
-        codes.append(pack_codes(c, fmt.element.bits))
-        scales.append(s)
+        codes.append(padded_to(pack_codes(c, fmt.element.bits), 16))
+        scales.append(words_first(s))
         start += segment.channels
-    return np.concatenate(codes, axis=1), np.concatenate(scales, axis=1)
+    return np.concatenate(codes, axis=1), np.concatenate(scales)
+
+
+def padded_to(rows, multiple):
+    """[N, bytes] with zeros behind every row, up to a multiple."""
+    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % multiple)))
+
+
+def words_first(scales):
+    """The scale bytes [N, blocks] of one segment as words [ceil(blocks / 4), N, 4]."""
+    padded = padded_to(scales, 4)
+    return padded.reshape(len(scales), padded.shape[1] // 4, 4).transpose(1, 0, 2)
 
 
 def node_model(plan, codes, scales, bias, *, opset=18, elem_type=TensorProto.FLOAT, rank=2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 
@@ -18,6 +19,7 @@ from mmcompile.formats import (
     pack_codes,
     quantize_blocks,
 )
+from tests.node_models import padded_to, words_first
 
 native = pytest.importorskip(
     "mmcompile._native", reason="the native module is not built (plugins/README.md)"
@@ -39,7 +41,7 @@ class Packed:
 def reference(
     weight: np.ndarray, order: np.ndarray, segments: NativeSegments, tensor_scale: float
 ) -> Packed:
-    """What packing [N, K] must give, by formats.py."""
+    """What packing [N, K] must give, by formats.py; the layout is built by numpy."""
     ordered = np.where(order >= 0, weight[:, order], np.float32(0))
     codes, scales, values, sums = [], [], [], []
     first = 0
@@ -48,27 +50,29 @@ def reference(
         part = np.ascontiguousarray(ordered[:, first : first + channels])
         first += channels
         part_codes, part_scales = quantize_blocks(part, fmt, threshold, tensor_scale)
-        codes.append(pack_codes(part_codes, fmt.element.bits))
-        scales.append(part_scales)
+        codes.append(padded_to(pack_codes(part_codes, fmt.element.bits), 16))
+        scales.append(words_first(part_scales))
         values.append(dequantize_blocks(part_codes, part_scales, fmt, tensor_scale))
         with np.errstate(invalid="ignore"):
             exact = part.astype(np.float64)
             sums.append([(exact**2).sum(), ((exact - values[-1]) ** 2).sum()])
     return Packed(
-        np.concatenate(codes, 1), np.concatenate(scales, 1), np.concatenate(values, 1),
-        np.array(sums),
-    )  # fmt: skip
+        np.concatenate(codes, 1), np.concatenate(scales), np.concatenate(values, 1), np.array(sums)
+    )
 
 
 def row_sizes(segments: NativeSegments) -> tuple[int, int]:
-    codes = sum(channels * FORMATS[f].element.bits // 8 for channels, f, _ in segments)
-    return codes, sum(channels // FORMATS[f].block for channels, f, _ in segments)
+    """Bytes of a row's codes, and words of its scales."""
+    codes = sum(
+        math.ceil(channels * FORMATS[f].element.bits / 128) * 16 for channels, f, _ in segments
+    )
+    return codes, sum(math.ceil(channels / FORMATS[f].block / 4) for channels, f, _ in segments)
 
 
 def outputs(rows: int, segments: NativeSegments) -> tuple[np.ndarray, np.ndarray]:
     """Poisoned, so that bytes left unwritten show."""
-    row_bytes, scale_bytes = row_sizes(segments)
-    return np.full((rows, row_bytes), 0xA5, np.uint8), np.full((rows, scale_bytes), 0xA5, np.uint8)
+    row_bytes, words = row_sizes(segments)
+    return np.full((rows, row_bytes), 0xA5, np.uint8), np.full((words, rows, 4), 0xA5, np.uint8)
 
 
 def pack(
@@ -126,7 +130,7 @@ def test_packs_the_bytes_of_the_reference(
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_any_shape_split_order_layout_and_thread_count(data: st.DataObject):
-    lengths = st.integers(1, 3).map(lambda blocks: 32 * blocks)
+    lengths = st.integers(1, 6).map(lambda blocks: 32 * blocks)
     segment = st.tuples(lengths, st.integers(0, 4), st.sampled_from([1.0, 1.5, 1.75, 1.875, 2.0]))
     segments = data.draw(st.lists(segment, min_size=1, max_size=5))
     padded = sum(channels for channels, _, _ in segments)
@@ -257,7 +261,8 @@ def test_dequantizes_all_codes_and_scales(number: int):
     scales = np.repeat(scales, 128 // fmt.block, axis=1)
     out = np.zeros((256, 128), np.float32)
     packed = pack_codes(codes, fmt.element.bits)
-    native.dequantize(packed, scales, [(128, number, 2.0)], 2.0**-9, out, 2)
+    words = np.ascontiguousarray(words_first(scales))
+    native.dequantize(packed, words, [(128, number, 2.0)], 2.0**-9, out, 2)
     np.testing.assert_array_equal(out, dequantize_blocks(codes, scales, fmt, 2.0**-9))
 
 
@@ -293,23 +298,26 @@ def test_read_only_weights_and_slices_of_rows(tmp_path):
     weight = values_of_many_sizes(64, 32, seed=7)
     weight.tofile(tmp_path / "weight")
     mapped = np.memmap(tmp_path / "weight", np.float32, "r", shape=(64, 32))
-    order = np.arange(32, dtype=np.int32)
-    segments = [(32, 0, 1.75)]
-    codes, scales = outputs(192, segments)
-    native.quantize_pack(
-        mapped, False, order, segments, 1.0, codes[64:128], scales[64:128], threads=2
-    )
-    expected = reference(weight, order, segments, 1.0)
-    np.testing.assert_array_equal(codes[64:128], expected.codes)
-    np.testing.assert_array_equal(scales[64:128], expected.scales)
-    assert (codes[:64] == 0xA5).all()
-    assert (codes[128:] == 0xA5).all()
+    for segments in ([(32, 0, 1.75)], [(32, 1, 1.75), (160, 4, 2.0), (160, 2, 1.75)]):
+        order = np.full(sum(channels for channels, _, _ in segments), -1, np.int32)
+        order[-32:] = np.arange(32)
+        codes, scales = outputs(192, segments)
+        part, part_scales = codes[64:128], scales[:, 64:128]
+        native.quantize_pack(mapped, False, order, segments, 1.0, part, part_scales, threads=2)
+        expected = reference(weight, order, segments, 1.0)
+        np.testing.assert_array_equal(part, expected.codes)
+        np.testing.assert_array_equal(part_scales, expected.scales)
+        for rest in (codes[:64], codes[128:], scales[:, :64], scales[:, 128:]):
+            assert (rest == 0xA5).all()
+        out = np.zeros((64, order.size), np.float32)
+        native.dequantize(part, part_scales, segments, 1.0, out, 1)
+        np.testing.assert_array_equal(out, expected.values)
 
 
 def test_no_rows_is_no_work():
     order = np.arange(32, dtype=np.int32)
-    codes, _, sums = pack(np.zeros((0, 32), np.float32), order, [(32, 0, 2.0)])
-    assert codes.shape == (0, 16)
+    codes, scales, sums = pack(np.zeros((0, 32), np.float32), order, [(32, 0, 2.0)])
+    assert (codes.shape, scales.shape) == ((0, 16), (1, 0, 4))
     np.testing.assert_array_equal(sums, [[0, 0]])
     empty = np.zeros((0, 32), np.float32)
     assert native.quantize_rows(empty, order, [(32, 0, 2.0)], 1.0, 2).shape == (0, 32)
@@ -358,7 +366,7 @@ GOOD = {
     "segments": [(32, 0, 1.75), (32, 3, 1.75)],
     "tensor_scale": 1.0,
     "codes": np.zeros((8, 48), np.uint8),
-    "scales": np.zeros((8, 2), np.uint8),
+    "scales": np.zeros((2, 8, 4), np.uint8),
     "threads": 1,
 }
 
@@ -380,7 +388,14 @@ GOOD = {
         ({"tensor_scale": float("nan")}, "no power of two"),
         ({"tensor_scale": -1.0}, "no power of two"),
         ({"codes": np.zeros((8, 47), np.uint8)}, r"codes has shape \[8, 47\], needed is \[8, 48\]"),
-        ({"scales": np.zeros((7, 2), np.uint8)}, r"scales has shape \[7, 2\]"),
+        (
+            {"scales": np.zeros((2, 7, 4), np.uint8)},
+            r"scales has shape \[2, 7, 4\], needed is \[2, 8, 4\]",
+        ),
+        ({"scales": np.zeros((3, 8, 4), np.uint8)}, r"scales has shape \[3, 8, 4\]"),
+        ({"scales": np.zeros((2, 8, 8), np.uint8)}, r"scales has shape \[2, 8, 8\]"),
+        ({"scales": np.zeros((2, 8, 8), np.uint8)[..., ::2]}, "rows of a word are not contiguous"),
+        ({"scales": np.zeros((2, 16, 4), np.uint8)[:, ::2]}, "rows of a word are not contiguous"),
         ({"threads": 0}, "threads is 0"),
         ({"weight": np.zeros((8, 64), np.float64)}, "float32, float16"),
         ({"weight": np.zeros((8, 64), np.uint16)}, "float32, float16"),
@@ -400,10 +415,20 @@ def test_arguments_that_do_not_fit_are_refused(change: dict[str, object], messag
         {"codes": np.zeros((8, 96), np.uint8)[:, ::2]},
         {"codes": np.zeros((8, 48), np.int8)},
         {"codes": np.frombuffer(bytes(8 * 48), np.uint8).reshape(8, 48)},
+        {"scales": np.frombuffer(bytes(2 * 8 * 4), np.uint8).reshape(2, 8, 4)},
+        {"scales": np.zeros((8, 2), np.uint8)},
         {"order": np.arange(64)},
         {"weight": np.zeros(64, np.float32)},
     ],
-    ids=["strided output", "signed output", "read-only output", "int64 order", "one axis"],
+    ids=[
+        "strided output",
+        "signed output",
+        "read-only output",
+        "read-only scales",
+        "two-axis scales",
+        "int64 order",
+        "one axis",
+    ],
 )
 def test_arrays_of_another_kind_are_refused(change: dict[str, object]):
     with pytest.raises(TypeError):
@@ -416,6 +441,10 @@ def test_dequantize_and_rows_check_their_arguments():
     with pytest.raises(ValueError, match="out has shape"):
         native.dequantize(codes, scales, GOOD["segments"], 1.0, out[:7], 1)
     with pytest.raises(ValueError, match="scales has shape"):
-        native.dequantize(codes, scales[:, :1].copy(), GOOD["segments"], 1.0, out, 1)
+        native.dequantize(codes, scales[:1], GOOD["segments"], 1.0, out, 1)
+    with pytest.raises(ValueError, match="rows of a word"):
+        native.dequantize(
+            codes, np.zeros((2, 4, 8), np.uint8).transpose(0, 2, 1), GOOD["segments"], 1.0, out, 1
+        )
     with pytest.raises(ValueError, match="x is float32"):
         native.quantize_rows(out.astype(np.float16), GOOD["order"], GOOD["segments"], 1.0, 1)

@@ -15,12 +15,17 @@ from tests import node_models as nm
 MIXED = [(64, "mxfp4", "mxfp4"), (32, "mxfp6_e3m2", "mxfp6_e3m2"), (32, "mxfp8", "mxfp8")]
 NVFP4_MIXED = [
     (32, "nvfp4", "nvfp4"),
-    (32, "mxfp8", "nvfp4"),
-    (32, "nvfp4", "mxfp6_e2m3"),
+    (32, "mxfp8", "mxfp6_e2m3"),
+    (32, "nvfp4", "nvfp4"),
     (32, "mxfp4", "mxfp4"),
 ]
 UNEQUAL = [(32, "mxfp8", "mxfp4"), (64, "mxfp6_e2m3", "mxfp6_e3m2"), (32, "mxfp8", "mxfp6_e2m3")]
-SPLITS = {"mixed": MIXED, "nvfp4": NVFP4_MIXED, "unequal": UNEQUAL} | {
+LONG = [  # more than a word of scales, and padding behind codes and scales
+    (160, "mxfp6_e3m2", "mxfp6_e3m2"),
+    (96, "nvfp4", "nvfp4"),
+    (32, "mxfp8", "mxfp8"),
+]
+SPLITS = {"mixed": MIXED, "nvfp4": NVFP4_MIXED, "unequal": UNEQUAL, "long": LONG} | {
     name: [(128, name, name)] for name in BLOCK_FORMATS
 }
 
@@ -36,7 +41,7 @@ def values(rng, shape, kind):
 
 def case(split, seed, kind="normal", rows=5, out=24):
     rng = np.random.default_rng(seed)
-    channels = 120
+    channels = sum(part[0] for part in SPLITS[split]) - 8
     order = np.concatenate([np.full(8, -1), rng.permutation(channels)])
     rng.shuffle(order)
     plan = nm.group(SPLITS[split], order, out, act_scale=2.0**-9, weight_scale=2.0**-10)
@@ -73,7 +78,7 @@ def test_operands_are_bit_exact_and_products_within_the_summation_bound(split, k
             assert (np.abs(y - exact) <= nm.summation_bound(spec_x, spec_w, bias)).all()
 
 
-@pytest.mark.parametrize("split", ["mixed", "nvfp4", "unequal"])
+@pytest.mark.parametrize("split", ["mixed", "nvfp4", "unequal", "long"])
 def test_onnx_reference_evaluator_agrees(split):
     plan, x, weight, bias = case(split, 3)
     model = nm.with_operands(nm.node_model(plan, *nm.spec_pack(weight, plan), bias))
@@ -88,9 +93,10 @@ def test_operands_over_random_thresholds(seed, split, data):
     threshold = data.draw(st.sampled_from([1.0, 1.25, 1.5, 1.75, 1.875, 2.0]))
     rng = np.random.default_rng(seed)
     segments = [(*part, threshold, threshold) for part in SPLITS[split]]
-    plan = nm.group(segments, rng.permutation(128), 16, act_scale=2.0**-8)
-    x = (rng.standard_normal((3, 128)) * 2.0 ** rng.integers(-30, 30)).astype(np.float32)
-    weight = rng.standard_normal((16, 128)).astype(np.float32)
+    channels = sum(part[0] for part in SPLITS[split])
+    plan = nm.group(segments, rng.permutation(channels), 16, act_scale=2.0**-8)
+    x = (rng.standard_normal((3, channels)) * 2.0 ** rng.integers(-30, 30)).astype(np.float32)
+    weight = rng.standard_normal((16, channels)).astype(np.float32)
     model = nm.with_operands(nm.node_model(plan, *nm.spec_pack(weight, plan), np.zeros(16)))
     _, x_hat, w_hat = nm.run(model, x)
     np.testing.assert_array_equal(x_hat, nm.spec_operand(x, plan, "act"))

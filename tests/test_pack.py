@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile.errors import ExitCode, UnsupportedModelError
+from mmcompile.formats import BLOCK_FORMATS
 from mmcompile.graph import load_model
 from mmcompile.pack import pack_group
 from mmcompile.packed import dequantize_activations, dequantize_weight, native_segments
@@ -49,7 +50,7 @@ def check(found, plan, rows, bias):
     types = [array.dtype.name for array in (found.order, found.weight, found.scales, found.bias)]
     assert types == ["int32", "int8", "int8", "float32"]
     assert codes.shape == (len(rows), plan.row_bytes)
-    assert scales.shape == (len(rows), plan.scale_bytes)
+    assert scales.shape == (plan.scale_words, len(rows), 4)
     ordered = nm.permute(rows, plan.channel_order()).astype(np.float64)
     noise = ((nm.spec_operand(rows, plan, "weight") - ordered) ** 2).sum()
     expected = 10 * math.log10((ordered**2).sum() / noise) if noise else math.inf
@@ -157,6 +158,41 @@ def test_weight_that_is_not_finite_names_node_and_weight(plan, poison, tmp_path)
     assert "--exclude 'k'" in str(error)
     # What the remedy says works.
     assert packed(prepare(model, tmp_path, exclude=("k",)), PLANS[plan])
+
+
+def with_large_block(amax):
+    """Three layers; one block of k's weight reaches `amax`, in row 3 of 64."""
+    model = models.shared_input((64, 64, 48))
+    (large,) = (t for t in model.graph.initializer if t.name == "Wk")
+    values = numpy_helper.to_array(large).copy()
+    values[17, 3] = amax
+    large.CopyFrom(numpy_helper.from_array(values, "Wk"))
+    return model
+
+
+# 2^121 · 2^emax is the least amax of scale byte 248 under every rule, 2^122 · 2^emax of 249.
+@pytest.mark.parametrize("plan", ["mxfp4", "mxfp6_e2m3", "mxfp6_e3m2"])
+def test_weight_block_scale_above_248_names_node_and_weight(plan, tmp_path):
+    emax = BLOCK_FORMATS[plan].element.emax
+    found, _ = packed(prepare(with_large_block(2.0 ** (121 + emax)), tmp_path), PLANS[plan])
+    assert found.scales.view(np.uint8).max() == 248
+    prepared = prepare(with_large_block(2.0 ** (122 + emax)), tmp_path)
+    with pytest.raises(UnsupportedModelError) as caught:
+        packed(prepared, PLANS[plan])
+    error = caught.value
+    assert (error.code, error.exit_code) == ("weight-too-large", ExitCode.UNSUPPORTED_MODEL)
+    assert error.where == "node k, weight Wk"
+    assert error.reason == "a block of the weight has the scale 2^122, kernels take up to 2^121"
+    assert "--exclude 'k'" in str(error)
+
+
+@pytest.mark.parametrize(("name", "largest"), [("mxfp8", 247), ("nvfp4", 0x7E)])
+def test_weight_block_scales_that_never_pass_248(name, largest, tmp_path):
+    """E4M3 elements have emax 8, so that the largest fp32 needs 2^120; NVFP4's scales are E4M3."""
+    prepared = prepare(with_large_block(float(np.finfo(np.float32).max)), tmp_path)
+    segments = [(K, name, name, 1.75, 1.75)]
+    found, _ = packed(prepared, lambda group: planned(group, range(K), segments))
+    assert found.scales.view(np.uint8).max() == largest
 
 
 def test_weights_that_the_formats_hold_are_exact(tmp_path):

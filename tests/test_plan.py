@@ -88,7 +88,7 @@ def plans(draw):
                     st.sampled_from(sorted(BLOCK_FORMATS)),
                     st.floats(1, 2),
                     st.floats(1, 2),
-                ),
+                ).filter(lambda s: (s.act_format == "nvfp4") == (s.weight_format == "nvfp4")),
                 min_size=1,
                 max_size=4,
             )
@@ -130,16 +130,16 @@ def test_any_plan_survives_the_file(tmp_path_factory, made):
 
 def test_sizes_and_bits():
     one = group()
-    # 32 codes of 4 bits and 32 of 6 bits; one scale byte per 32.
-    assert (one.row_bytes, one.scale_bytes, one.padded_channels) == (16 + 24, 2, 64)
-    assert one.packed_bytes == 16 * 42
-    assert one.weight_bits() == pytest.approx(8 * 42 / 60)
+    # 32 codes of 4 bits, and 32 of 6 bits with 8 bytes of padding; a word of one scale for each.
+    assert (one.row_bytes, one.scale_words, one.padded_channels) == (16 + 32, 2, 64)
+    assert one.packed_bytes == 16 * 56
+    assert one.weight_bits() == pytest.approx(8 * 56 / 60)
     assert one.act_bits() == pytest.approx((32 * 4.25 + 32 * 8.25) / 60)
     fp4 = group(segments=(segment(64, "nvfp4"),))
-    assert (fp4.row_bytes, fp4.scale_bytes) == (32, 4)  # one scale byte per 16
+    assert (fp4.row_bytes, fp4.scale_words) == (32, 1)  # one scale byte per 16
     assert fp4.act_bits() == pytest.approx(64 * 4.5 / 60)
     both = plan(one, group("b", ("b", "c"), segments=(segment(64, "mxfp8"),)))
-    bits = 8 * (16 * 42 + 32 * (64 + 2)) / (60 * 48)
+    bits = 8 * (16 * 56 + 32 * (64 + 4)) / (60 * 48)
     assert both.mean_weight_bits() == pytest.approx(bits)
     assert plan(groups=()).mean_weight_bits() == 0
 
@@ -148,6 +148,10 @@ ORDER = [*range(60)[::-1], *[PADDING] * 4]
 INCONSISTENT = {
     "unknown activation format": {"segments": (segment(64, "mxfp5", "mxfp8"),)},
     "unknown weight format": {"segments": (segment(64, "mxfp8", "MXFP8"),)},
+    "nvfp4 activations, other weights": {"segments": (segment(64, "nvfp4", "mxfp4"),)},
+    "nvfp4 weights, other activations": {
+        "segments": (segment(32), segment(32, "mxfp8", "nvfp4")),
+    },
     "segment of no channels": {"segments": (segment(64), segment(0))},
     "negative segment": {"segments": (segment(96), segment(-32))},
     "segment no multiple of 32": {"segments": (segment(48), segment(16))},
@@ -190,6 +194,36 @@ def test_inconsistent_group_is_refused_in_one_line(fault, tmp_path):
     assert error.where.endswith("plan.json, group broken")
     assert "\n" not in str(error)
     assert len(str(error)) < 400
+
+
+@pytest.mark.parametrize(("act", "weights"), [("nvfp4", "mxfp4"), ("mxfp8", "nvfp4")])
+def test_nvfp4_on_one_side_only_says_why(act, weights, tmp_path):
+    broken = plan(group("qkv", segments=(segment(64, act, weights),)))
+    with pytest.raises(UsageError) as caught:
+        reloaded(dump_plan(broken), tmp_path)
+    error = caught.value
+    assert error.where.endswith("plan.json, group qkv")
+    assert error.reason == (
+        f"a segment of {act} activations and {weights} weights, "
+        "which no tensor-core instruction multiplies; make both nvfp4 or neither"
+    )
+
+
+def test_sizes_of_padded_segments():
+    """A 6-bit segment of an odd number of 32 channels is padded, a last word of scales filled."""
+    for channels, name, row_bytes, words in [
+        (32, "mxfp4", 16, 1),
+        (32, "mxfp6_e2m3", 32, 1),
+        (64, "mxfp6_e3m2", 48, 1),
+        (96, "mxfp6_e3m2", 80, 1),
+        (128, "mxfp8", 128, 1),
+        (160, "mxfp8", 160, 2),
+        (32, "nvfp4", 16, 1),
+        (64, "nvfp4", 32, 1),
+        (96, "nvfp4", 48, 2),
+    ]:
+        one = segment(channels, name)
+        assert (one.row_bytes, one.scale_words) == (row_bytes, words)
 
 
 def test_groups_that_share_a_name_or_a_node_are_refused(tmp_path):

@@ -270,7 +270,7 @@ def test_output_of_another_shape_or_missing_is_a_mismatch(deep, tmp_path):
     ("layer", "constant", "change"),
     [
         ("first", "weight", lambda v: np.negative(v, out=v)),
-        ("second", "scales", lambda v: np.add(v[:, 1], 2, out=v[:, 1])),
+        ("second", "scales", lambda v: np.add(v[..., 1], 2, out=v[..., 1])),
         ("third", "order", lambda v: np.copyto(v, v[::-1])),
         ("fourth", "bias", lambda v: np.add(v, 4, out=v)),
         ("fourth", "weight", lambda v: np.copyto(v, np.roll(v, 1, axis=0))),
@@ -588,7 +588,8 @@ def drop_input(model):
 
 
 MALFORMED = {
-    "layout of tomorrow": set_attribute("layout_version", 2),
+    "layout of yesterday": set_attribute("layout_version", 1),
+    "layout of tomorrow": set_attribute("layout_version", 3),
     "no layout": set_attribute("layout_version", None),
     "no segments": set_attribute("segment_channels", None),
     "fewer segments": set_attribute("segment_channels", [96]),
@@ -601,6 +602,9 @@ MALFORMED = {
     "threshold": set_attribute("segment_act_thresholds", [1.0, 1.0, 1.0, 2.5]),
     "weight cut": set_constant("weight", lambda v: v[:, :-1].copy()),
     "scales cut": set_constant("scales", lambda v: v[:-1].copy()),
+    "scales of fewer rows": set_constant("scales", lambda v: v[:, :-1].copy()),
+    "scales row by row": set_constant("scales", lambda v: v.reshape(v.shape[1], -1).copy()),
+    "nvfp4 meets another format": set_attribute("segment_act_formats", [0, 3, 3, 2]),
     "weight of another type": set_constant("weight", lambda v: v.astype(np.float32)),
     "bias of another type": set_constant("bias", lambda v: v.astype(np.float64)),
     "order out of range": set_constant("order", lambda v: v + 1),

@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 
 from mmcompile.formats import BLOCK_FORMATS, E4M3_SCALES, E8M0_SCALES, element_table
 from mmcompile.ops.schema import ATTRIBUTES, DOMAIN, INPUTS, OP_TYPE
-from mmcompile.plan import GroupPlan
+from mmcompile.plan import SCALE_WORD, SEGMENT_ALIGNMENT, GroupPlan
 
 
 def needs_half_blocks(groups: Iterable[GroupPlan]) -> bool:
@@ -89,6 +89,8 @@ def _tables() -> dict[str, np.ndarray]:
         "block": np.array(32, i64),
         "half_block": np.array(16, i64),
         "eight": np.array(8, i64),
+        "segment_bits": np.array(8 * SEGMENT_ALIGNMENT, i64),
+        "scale_word": np.array(SCALE_WORD, i64),
         "byte_range": np.array(256, i32),
         "first_axis": np.array([0], i64),
         "same": np.array([0], i64),  # in Reshape: the dimension that was there
@@ -136,11 +138,23 @@ _LAYOUT = """
 """
 
 # The weight as float[K_pad, N]: codes from a little-endian bit stream, times their block scale.
+# Segments are padded to whole units of 16 bytes and their scales to whole words of 4 bytes: Mod,
+# which has the divisor's sign, of a negated length is what is missing to the next multiple.
 _WEIGHT = """
     weight_format = Gather (weight_formats, segment)
-    code_bits = Gather (format_bits, weight_format)
-    bit_end = CumSum (code_bits, zero)
-    bit_start = Sub (bit_end, code_bits)
+    first_channel = Gather (segment_start, segment)
+    channel_in_segment = Sub (channel, first_channel)
+    segment_code_bits = Gather (format_bits, weight_formats)
+    filled_bits = Mul (channels, segment_code_bits)
+    negative_bits = Neg (filled_bits)
+    padding_bits = Mod (negative_bits, segment_bits)
+    padded_bits = Add (filled_bits, padding_bits)
+    padded_bit_end = CumSum (padded_bits, zero)
+    segment_first_bit = Sub (padded_bit_end, padded_bits)
+    first_bit = Gather (segment_first_bit, segment)
+    code_bits = Gather (segment_code_bits, segment)
+    bit_in_segment = Mul (channel_in_segment, code_bits)
+    bit_start = Add (first_bit, bit_in_segment)
     byte_index = Div (bit_start, eight)
     byte_start = Mul (byte_index, eight)
     code_shift = Sub (bit_start, byte_start)
@@ -170,7 +184,10 @@ _WEIGHT = """
     element = Gather (element_values, table_index)
 
     segment_weight_block = Gather (format_block, weight_formats)
-    segment_scales = Div (channels, segment_weight_block)
+    filled_scales = Div (channels, segment_weight_block)
+    negative_scales = Neg (filled_scales)
+    padding_scales = Mod (negative_scales, scale_word)
+    segment_scales = Add (filled_scales, padding_scales)
     scale_end = CumSum (segment_scales, zero)
     scale_start = Sub (scale_end, segment_scales)
     scale_bytes_1 = Gather (scale_end, last_axis)
@@ -188,7 +205,8 @@ _WEIGHT = """
     scale_table_column = Unsqueeze (scale_table_start, last_axis)
     scales_unsigned = Cast <to = 2> (scales)
     scales_int = Cast <to = 6> (scales_unsigned)
-    scale_columns = Transpose <perm = [1, 0]> (scales_int)
+    scale_word_columns = Transpose <perm = [0, 2, 1]> (scales_int)
+    scale_columns = Flatten <axis = 2> (scale_word_columns)
     scale_table_index = Add (scale_columns, scale_table_column)
     scale_bytes_value = Gather (scale_values, scale_table_index)
     scale_tensor_scale = Where (scale_is_nvfp4, weight_tensor_scale_value, unit)
@@ -196,8 +214,6 @@ _WEIGHT = """
     scale_rows = Mul (scale_bytes_value, scale_tensor_column)
 
     first_scale = Gather (scale_start, segment)
-    first_channel = Gather (segment_start, segment)
-    channel_in_segment = Sub (channel, first_channel)
     channel_block = Gather (segment_weight_block, segment)
     block_in_segment = Div (channel_in_segment, channel_block)
     scale_index = Add (first_scale, block_in_segment)

@@ -15,7 +15,7 @@ DOMAIN = "mmcompile"
 OP_TYPE = "MicroMixLinear"
 OP_VERSION = 1
 PLUGIN_VERSION = "1"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Version of the packed layout of `weight` and `scales` (docs/spec.md, layout)."""
 
 MIN_OPSET = 15
@@ -35,7 +35,7 @@ INPUTS = (
     Field("x", "T[..., K]", "activations; T is float, float16 or bfloat16"),
     Field("order", "int32[K_pad]", "source channel of every permuted channel; -1 is a zero"),
     Field("weight", "int8[N, row_bytes]", "packed weight codes in layout `layout_version`"),
-    Field("scales", "int8[N, scale_bytes]", "weight block scales in layout `layout_version`"),
+    Field("scales", "int8[scale_words, N, 4]", "weight block scales in layout `layout_version`"),
     Field("bias", "float[N]", "added in fp32 before the one rounding to T"),
 )
 OUTPUTS = (Field("y", "T[..., N]", "the layer's output, rounded once from fp32"),)

@@ -47,7 +47,8 @@ class Forecast(msgspec.Struct, frozen=True):
         groups: groups of linears that would be rewritten.
         linears: linears in them.
         weights: their weights.
-        formats: one entry per format that the policy uses; the result lies between them.
+        formats: one entry per format that the policy uses; the result lies between them, padding
+            of segments aside.
         left_alone: the candidates that keep their precision.
         note: what is not known, and why.
     """

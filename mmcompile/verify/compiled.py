@@ -14,7 +14,7 @@ from mmcompile.errors import UnsupportedModelError
 from mmcompile.formats import BLOCK_FORMATS
 from mmcompile.graph import SourceModel
 from mmcompile.packed import PackedLinear
-from mmcompile.plan import PADDING, GroupPlan, Segment, find_problem, format_order
+from mmcompile.plan import PADDING, SCALE_WORD, GroupPlan, Segment, find_problem, format_order
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def read_nodes(model: SourceModel) -> Iterator[tuple[CompiledNode, GroupPlan, Pa
             expected = [
                 f"int32[{plan.padded_channels}]",
                 f"int8[{rows}, {plan.row_bytes}]",
-                f"int8[{rows}, {plan.scale_bytes}]",
+                f"int8[{plan.scale_words}, {rows}, {SCALE_WORD}]",
                 f"float32[{rows}]",
             ]
             if found != expected:

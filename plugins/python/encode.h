@@ -131,12 +131,13 @@ template <int format, int unit_channels, int unit_words>
   }
 }
 
-// Quantizes a group and writes the codes and scales of its first `rows` rows, which lie `row_bytes`
-// and `scale_bytes` apart; adds each lane's squares and squared errors to `squares` and `errors`.
+// Quantizes a group and writes the codes of its first `rows` rows, which lie `row_bytes` apart;
+// puts the lanes' scale bytes into `scale_words` from bit `scale_shift` on; adds each lane's
+// squares and squared errors to `squares` and `errors`.
 template <int format>
 [[gnu::always_inline]] inline void encode_group(const Constants& constants, Group& group, int rows,
                                                 std::uint8_t* codes, std::int64_t row_bytes,
-                                                std::uint8_t* scales, std::int64_t scale_bytes,
+                                                std::uint32_t* scale_words, int scale_shift,
                                                 double* squares, double* errors) {
   constexpr BlockFormat block = kBlockFormats[format];
   constexpr int bits = block.element.bits;
@@ -145,10 +146,10 @@ template <int format>
   constexpr int unit_words = unit_channels * bits / kWordBits;
   constexpr int blocks = kSegmentStep / block.block;
   alignas(64) std::uint32_t words[group_words][kLanes];
-  alignas(64) std::uint32_t bytes[blocks][kLanes];
   for (int b = 0; b < blocks; ++b) {
+    alignas(64) std::uint32_t bytes[kLanes];
     BlockScales block_scales;
-    scale_block<format>(constants, group, b * block.block, bytes[b], block_scales);
+    scale_block<format>(constants, group, b * block.block, bytes, block_scales);
     alignas(64) float block_squares[kLanes] = {};
     alignas(64) float block_errors[kLanes] = {};
     for (int c = 0; c < block.block; c += unit_channels) {
@@ -162,14 +163,13 @@ template <int format>
       const double unit = block_scales.unit_size[lane];
       squares[lane] += block_squares[lane] * (unit * unit);
       errors[lane] += block_errors[lane] * (unit * unit);
+      scale_words[lane] |= bytes[lane] << (scale_shift + 8 * b);
     }
   }
   for (int lane = 0; lane < rows; ++lane) {
     std::uint32_t row[group_words];
     for (int w = 0; w < group_words; ++w) row[w] = words[w][lane];
     std::memcpy(codes + lane * row_bytes, row, sizeof row);
-    for (int b = 0; b < blocks; ++b)
-      scales[lane * scale_bytes + b] = static_cast<std::uint8_t>(bytes[b][lane]);
   }
 }
 

@@ -68,11 +68,10 @@ struct Tile {
   int rows;                // of this tile, at most kContiguousTile
   std::int64_t rows_left;  // from first_row on, that the same thread packs
   std::int64_t row_bytes;
-  std::int64_t scale_bytes;
-  void* gathered;        // scratch of kLanes × K_pad values, unless rows are contiguous
-  std::uint8_t* codes;   // of first_row
-  std::uint8_t* scales;  // of first_row
-  ErrorSums* sums;       // one per segment
+  void* gathered;       // scratch of kLanes × K_pad values, unless rows are contiguous
+  std::uint8_t* codes;  // of first_row
+  ScalesOut scales;     // of first_row
+  ErrorSums* sums;      // one per segment
 
   bool contiguous() const { return source.row_stride == 1; }
 };

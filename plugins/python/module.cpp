@@ -23,6 +23,8 @@ using Values = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
 using Order = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using BytesOut = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using ScaleBytes = nb::ndarray<const std::uint8_t, nb::ndim<3>, nb::device::cpu>;
+using ScaleBytesOut = nb::ndarray<std::uint8_t, nb::ndim<3>, nb::device::cpu>;
 using FloatsOut = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using SegmentList = std::vector<std::tuple<std::int64_t, int, double>>;
 
@@ -40,6 +42,20 @@ void require_shape(const Array& array, const char* name, std::int64_t rows, std:
   const auto has_columns = static_cast<std::int64_t>(array.shape(1));
   require(has_rows == rows && has_columns == columns, name, " has shape [", has_rows, ", ",
           has_columns, "], needed is [", rows, ", ", columns, "]");
+}
+
+// The scales of some rows, which may be a part of a larger array: only words may lie apart.
+template <class Byte, class Array>
+ScaleArray<Byte> checked_scales(const Array& array, std::int64_t words, std::int64_t rows) {
+  std::int64_t shape[3];
+  for (std::size_t axis = 0; axis < 3; ++axis)
+    shape[axis] = static_cast<std::int64_t>(array.shape(axis));
+  require(shape[0] == words && shape[1] == rows && shape[2] == kScaleWord, "scales has shape [",
+          shape[0], ", ", shape[1], ", ", shape[2], "], needed is [", words, ", ", rows, ", ",
+          kScaleWord, "]");
+  require(rows == 0 || (array.stride(2) == 1 && (rows == 1 || array.stride(1) == kScaleWord)),
+          "scales: the rows of a word are not contiguous");
+  return {array.data(), array.stride(0)};
 }
 
 void require_threads(int threads) {
@@ -113,19 +129,19 @@ nb::object new_array(std::int64_t rows, std::int64_t columns, const char* type) 
 
 nb::object py_quantize_pack(const Values& weight, bool channels_first, const Order& order,
                             const SegmentList& segment_list, double tensor_scale,
-                            const BytesOut& codes, const BytesOut& scales, int threads, bool bf16,
-                            const std::string& instruction_set) {
+                            const BytesOut& codes, const ScaleBytesOut& scales, int threads,
+                            bool bf16, const std::string& instruction_set) {
   const ValueMatrix matrix = value_matrix(weight, channels_first, bf16);
   const std::vector<Segment> segments = checked_segments(segment_list);
   const Layout layout{checked_order(order, matrix.channels, segments), segments,
                       checked_tensor_scale(tensor_scale)};
   require_shape(codes, "codes", matrix.rows, layout.row_bytes());
-  require_shape(scales, "scales", matrix.rows, layout.scale_bytes());
+  const auto scales_out = checked_scales<std::uint8_t>(scales, layout.scale_words(), matrix.rows);
   require_threads(threads);
   std::vector<ErrorSums> sums;
   {
     const nb::gil_scoped_release release;
-    sums = quantize_pack(matrix, layout, codes.data(), scales.data(), threads, instruction_set);
+    sums = quantize_pack(matrix, layout, codes.data(), scales_out, threads, instruction_set);
   }
   nb::object array = new_array(static_cast<std::int64_t>(sums.size()), 2, "float64");
   const auto view = nb::cast<nb::ndarray<double, nb::shape<-1, 2>, nb::device::cpu>>(array);
@@ -136,17 +152,17 @@ nb::object py_quantize_pack(const Values& weight, bool channels_first, const Ord
   return array;
 }
 
-void py_dequantize(const Bytes& codes, const Bytes& scales, const SegmentList& segment_list,
+void py_dequantize(const Bytes& codes, const ScaleBytes& scales, const SegmentList& segment_list,
                    double tensor_scale, const FloatsOut& out, int threads) {
   const std::vector<Segment> segments = checked_segments(segment_list);
   const auto rows = static_cast<std::int64_t>(codes.shape(0));
   const Layout layout{{}, segments, checked_tensor_scale(tensor_scale)};
   require_shape(codes, "codes", rows, layout.row_bytes());
-  require_shape(scales, "scales", rows, layout.scale_bytes());
+  const auto scales_in = checked_scales<const std::uint8_t>(scales, layout.scale_words(), rows);
   require_shape(out, "out", rows, layout.channels());
   require_threads(threads);
   const nb::gil_scoped_release release;
-  dequantize(codes.data(), scales.data(), layout, rows, out.data(), threads);
+  dequantize(codes.data(), scales_in, layout, rows, out.data(), threads);
 }
 
 nb::object py_quantize_rows(const Values& x, const Order& order, const SegmentList& segment_list,

@@ -3,6 +3,8 @@
 // The tile function is compiled for several instruction sets and chosen at run time.
 #include "mmcompile/pack.h"
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -18,13 +20,29 @@
 namespace mmcompile {
 namespace {
 
+// Writes the lanes' scale words, one array of kLanes per group, of the first `rows` rows; clears
+// them.
+[[gnu::always_inline]] inline void write_scales(std::uint32_t (*words)[kLanes], int rows,
+                                                std::uint8_t* scales) {
+  static_assert(sizeof words[0][0] == kScaleWord);
+  for (int g = 0; g * kLanes < rows; ++g) {
+    const int lanes = std::min(kLanes, rows - g * kLanes);
+    if (lanes == kLanes)  // of a known size: one or two vectors
+      std::memcpy(scales, words[g], sizeof words[g]);
+    else
+      std::memcpy(scales, words[g], static_cast<std::size_t>(lanes) * kScaleWord);
+    std::memset(words[g], 0, sizeof words[g]);
+    scales += sizeof words[g];
+  }
+}
+
 template <int format>
 [[gnu::always_inline]] inline void pack_segment(const Tile& tile, const Segment& segment,
                                                 std::int64_t first_channel, std::uint8_t* codes,
-                                                std::uint8_t* scales, ErrorSums& sums) {
+                                                ScalesOut scales, ErrorSums& sums) {
   constexpr BlockFormat block = kBlockFormats[format];
   constexpr int step_bytes = kSegmentStep * block.element.bits / 8;
-  constexpr int step_scales = kSegmentStep / block.block;
+  constexpr int step_scale_bits = 8 * kSegmentStep / block.block;
   constexpr int most_groups = kContiguousTile / kLanes;
   const Constants constants{segment.carry, nvfp4_factor(tile.layout.tensor_scale),
                             tile.layout.tensor_scale};
@@ -32,17 +50,28 @@ template <int format>
   alignas(64) Group groups[most_groups];
   alignas(64) double squares[most_groups][kLanes] = {};
   alignas(64) double errors[most_groups][kLanes] = {};
-  for (std::int64_t c = first_channel; c < first_channel + segment.channels; c += kSegmentStep) {
+  alignas(64) std::uint32_t scale_words[most_groups][kLanes] = {};
+  int scale_shift = 0;
+  const std::int64_t end = first_channel + segment.channels;
+  for (std::int64_t c = first_channel; c < end; c += kSegmentStep) {
     load_groups(tile, c, groups);
     for (int g = 0; g < groups_used; ++g) {
       prefetch_share(tile, c + kSegmentStep, g, groups_used);
       const int rows = std::min(kLanes, tile.rows - g * kLanes);
       encode_group<format>(constants, groups[g], rows, codes + g * kLanes * tile.row_bytes,
-                           tile.row_bytes, scales + g * kLanes * tile.scale_bytes, tile.scale_bytes,
-                           squares[g], errors[g]);
+                           tile.row_bytes, scale_words[g], scale_shift, squares[g], errors[g]);
     }
     codes += step_bytes;
-    scales += step_scales;
+    scale_shift += step_scale_bits;
+    if (scale_shift == kWordBits || c + kSegmentStep == end) {
+      write_scales(scale_words, tile.rows, scales.data);
+      scales = scales.from(1, 0);
+      scale_shift = 0;
+    }
+  }
+  if (const std::int64_t padding = segment.row_bytes() - segment.code_bytes()) {
+    for (int row = 0; row < tile.rows; ++row)
+      std::memset(codes + row * tile.row_bytes, 0, static_cast<std::size_t>(padding));
   }
   for (int g = 0; g < groups_used; ++g) {
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -52,11 +81,25 @@ template <int format>
   }
 }
 
+// Asks for the scales of a tile of kLanes rows. A word of so few rows is a cache line or two, far
+// from those of the next word: stores to them would wait for memory one after the other.
+[[gnu::always_inline]] inline void prefetch_scales(const Tile& tile) {
+  const std::int64_t words = tile.layout.scale_words();
+  const std::uint8_t* word = tile.scales.data;
+  for (std::int64_t w = 0; w < words; ++w, word += tile.scales.stride) {
+    __builtin_prefetch(word, 1);
+    __builtin_prefetch(word + tile.rows * kScaleWord - 1, 1);
+  }
+}
+
 [[gnu::always_inline]] inline void pack_tile_body(const Tile& tile) {
-  if (!tile.contiguous()) gather_rows(tile);
+  if (!tile.contiguous()) {
+    prefetch_scales(tile);
+    gather_rows(tile);
+  }
   std::int64_t channel = 0;
   std::uint8_t* codes = tile.codes;
-  std::uint8_t* scales = tile.scales;
+  ScalesOut scales = tile.scales;
   for (std::size_t s = 0; s < tile.layout.segments.size(); ++s) {
     const Segment& segment = tile.layout.segments[s];
     switch (segment.format) {
@@ -78,7 +121,7 @@ template <int format>
     }
     channel += segment.channels;
     codes += segment.row_bytes();
-    scales += segment.scale_bytes();
+    scales = scales.from(segment.scale_words(), 0);
   }
 }
 
@@ -130,7 +173,7 @@ std::vector<std::string> instruction_sets() {
 }
 
 std::vector<ErrorSums> quantize_pack(const ValueMatrix& weight, const Layout& layout,
-                                     std::uint8_t* codes, std::uint8_t* scales, int threads,
+                                     std::uint8_t* codes, ScalesOut scales, int threads,
                                      const std::string& instruction_set) {
   const InstructionSet set = chosen_set(instruction_set);
   const GatherOrder gather_order(layout.order);
@@ -138,7 +181,6 @@ std::vector<ErrorSums> quantize_pack(const ValueMatrix& weight, const Layout& la
   const int tile_rows = contiguous ? kContiguousTile : kLanes;
   const std::int64_t tiles = (weight.rows + tile_rows - 1) / tile_rows;
   const std::int64_t row_bytes = layout.row_bytes();
-  const std::int64_t scale_bytes = layout.scale_bytes();
   const std::size_t segments = layout.segments.size();
   // Per tile, summed in order below, so that the result does not depend on who packed what.
   std::vector<ErrorSums> tile_sums(static_cast<std::size_t>(tiles) * segments);
@@ -155,10 +197,9 @@ std::vector<ErrorSums> quantize_pack(const ValueMatrix& weight, const Layout& la
                      .rows = static_cast<int>(std::min<std::int64_t>(tile_rows, end_row - row)),
                      .rows_left = end_row - row,
                      .row_bytes = row_bytes,
-                     .scale_bytes = scale_bytes,
                      .gathered = gathered.get(),
                      .codes = codes + row * row_bytes,
-                     .scales = scales + row * scale_bytes,
+                     .scales = scales.from(0, row),
                      .sums = tile_sums.data() + static_cast<std::size_t>(t) * segments});
     }
   });
@@ -176,19 +217,20 @@ void quantize_rows(const ValueMatrix& matrix, const Layout& layout, float* value
   const std::int64_t rows_at_once =
       std::clamp<std::int64_t>(matrix.rows / (4 * std::int64_t{threads}), kLanes, most_rows);
   const std::int64_t ranges = (matrix.rows + rows_at_once - 1) / rows_at_once;
-  const std::int64_t row_bytes = layout.row_bytes();
-  const std::int64_t scale_bytes = layout.scale_bytes();
+  const std::int64_t code_bytes = rows_at_once * layout.row_bytes();
+  const std::int64_t word_bytes = rows_at_once * kScaleWord;
   parallel_ranges(ranges, threads, [&](std::int64_t begin, std::int64_t end) {
     const auto codes = std::make_unique_for_overwrite<std::uint8_t[]>(
-        static_cast<std::size_t>(rows_at_once * (row_bytes + scale_bytes)));
-    std::uint8_t* scales = codes.get() + rows_at_once * row_bytes;
+        static_cast<std::size_t>(code_bytes + layout.scale_words() * word_bytes));
+    const ScalesOut scales{codes.get() + code_bytes, word_bytes};
     for (std::int64_t r = begin; r < end; ++r) {
       const std::int64_t row = r * rows_at_once;
       ValueMatrix part = matrix;
       part.rows = std::min(rows_at_once, matrix.rows - row);
       part.data = static_cast<const float*>(matrix.data) + row * matrix.row_stride;
       quantize_pack(part, layout, codes.get(), scales, 1);
-      dequantize(codes.get(), scales, layout, part.rows, values + row * layout.channels(), 1);
+      dequantize(codes.get(), {scales.data, scales.stride}, layout, part.rows,
+                 values + row * layout.channels(), 1);
     }
   });
 }
