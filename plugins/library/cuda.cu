@@ -1,27 +1,39 @@
-// The kernels as CUDA compiles them, and how they are launched.
+// The library's machine on NVIDIA GPUs: the kernels as CUDA compiles them, and their launches.
 #include <cuda_runtime.h>
 
 #include "backend.h"
+#include "dispatch.h"
 #include "gemm.h"
-#include "quantize.h"
 
-namespace mmcompile {
+namespace mmcompile::backend {
 namespace {
 
 #if defined(MMCOMPILE_NATIVE_BLOCK_SCALED)
 using Atoms = NativeAtoms;
+constexpr Conversions kConversions = Conversions::kE2M1AndE4M3;
 #else
 using Atoms = PortableAtoms;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+constexpr Conversions kConversions = Conversions::kE4M3;
+#else
+constexpr Conversions kConversions = Conversions::kNone;
 #endif
+#endif
+
+template <typename Variant>
+__global__ void __launch_bounds__(Variant::kThreads)
+    quantize_kernel(const __grid_constant__ QuantizeParams params) {
+  Variant::template run<kConversions>(params);
+}
 
 template <int tile>
 __global__ void __launch_bounds__(kTiles[tile].threads(), 1)
     gemm_kernel(const __grid_constant__ GemmParams params) {
-#if !defined(MMCOMPILE_NATIVE_BLOCK_SCALED)
-  if constexpr (tile >= kPortableTileCount) return;
-  else
+#if defined(MMCOMPILE_NATIVE_BLOCK_SCALED)
+  mixed_gemm<kTiles[tile], Atoms>(params);
+#else
+  if constexpr (tile < kPortableTileCount) mixed_gemm<kTiles[tile], Atoms>(params);
 #endif
-    mixed_gemm<kTiles[tile], Atoms>(params);
 }
 
 using GemmKernel = void (*)(GemmParams);
@@ -29,5 +41,112 @@ constexpr GemmKernel kGemmKernels[] = {gemm_kernel<0>, gemm_kernel<1>, gemm_kern
                                        gemm_kernel<3>, gemm_kernel<4>, gemm_kernel<5>};
 static_assert(sizeof(kGemmKernels) / sizeof(kGemmKernels[0]) == kTileCount);
 
+MmcStatus failed(MmcError* error, const char* what, cudaError_t result) {
+  return fail(error, MMC_CUDA_ERROR, "%s: %s (%s)", what, cudaGetErrorString(result),
+              cudaGetErrorName(result));
+}
+
+// Blocks may use more than 48 KiB of shared memory only where that was allowed before.
+cudaError_t allow_shared_memory(const void* kernel, int bytes) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+cudaError_t prepare_kernels(const MmcDevice& device) {
+  for (int tile = 0; tile < tile_count(device); ++tile) {
+    const cudaError_t result = allow_shared_memory(
+        reinterpret_cast<const void*>(kGemmKernels[tile]), kTiles[tile].shared_bytes());
+    if (result != cudaSuccess) return result;
+  }
+  for (const MmcType type : {MMC_FLOAT32, MMC_FLOAT16, MMC_BFLOAT16}) {
+    for (const int rows : {1, 2, 4}) {
+      const QuantizeLaunch launch{true, rows, 0, 0, 0, 0};
+      const cudaError_t result = with_quantize(launch, type, [](auto variant) {
+        using Variant = decltype(variant);
+        return allow_shared_memory(reinterpret_cast<const void*>(quantize_kernel<Variant>),
+                                   Variant::kSharedBytes);
+      });
+      if (result != cudaSuccess) return result;
+    }
+  }
+  return cudaSuccess;
+}
+
+cudaError_t describe(int ordinal, MmcDevice& device) {
+  int major = 0;
+  int minor = 0;
+  int multiprocessors = 0;
+  cudaError_t result = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal);
+  if (result == cudaSuccess)
+    result = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal);
+  if (result == cudaSuccess)
+    result = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, ordinal);
+  device = {ordinal, 10 * major + minor, multiprocessors};
+  return result;
+}
+
+// sm_80 code runs on 8.x, sm_90 code on 9.0, and the family's on 12.x.
+bool has_kernels(int architecture) {
+  return architecture / 10 == 8 || architecture == 90 || architecture / 10 == 12;
+}
+
+cudaLaunchConfig_t configuration(dim3 grid, int threads, int shared_bytes, void* stream) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  return config;
+}
+
 }  // namespace
-}  // namespace mmcompile
+
+MmcStatus open_device(int ordinal, MmcDevice& device, MmcError* error) {
+  cudaError_t result = describe(ordinal, device);
+  if (result != cudaSuccess) return failed(error, "reading the properties of the GPU", result);
+  if (!has_kernels(device.architecture))
+    return fail(error, MMC_UNSUPPORTED,
+                "GPU %d is an sm_%d; this library has kernels for sm_8x, sm_90 and sm_12x", ordinal,
+                device.architecture);
+  int before = 0;
+  result = cudaGetDevice(&before);
+  if (result == cudaSuccess) result = cudaSetDevice(ordinal);
+  if (result != cudaSuccess) return failed(error, "selecting the GPU", result);
+  result = prepare_kernels(device);
+  const cudaError_t restored = cudaSetDevice(before);
+  if (result == cudaSuccess) result = restored;
+  return result == cudaSuccess ? MMC_OK : failed(error, "loading the kernels", result);
+}
+
+MmcStatus launch_quantize(const QuantizeLaunch& launch, MmcType x_type,
+                          const QuantizeParams& params, const MmcDevice&, void* stream,
+                          MmcError* error) {
+  const cudaLaunchConfig_t config =
+      configuration(dim3(static_cast<unsigned>(launch.grid_x), static_cast<unsigned>(launch.grid_y)),
+                    launch.threads, launch.shared_bytes, stream);
+  const cudaError_t result = with_quantize(launch, x_type, [&](auto variant) {
+    return cudaLaunchKernelEx(&config, quantize_kernel<decltype(variant)>, params);
+  });
+  return result == cudaSuccess ? MMC_OK : failed(error, "launching the quantization", result);
+}
+
+MmcStatus launch_gemm(const GemmLaunch& launch, const GemmParams& params, const MmcDevice& device,
+                      void* stream, MmcError* error) {
+  const Tile& tile = kTiles[launch.tile];
+  cudaLaunchConfig_t config = configuration(
+      dim3(static_cast<unsigned>(launch.tiles), static_cast<unsigned>(launch.splits)),
+      tile.threads(), tile.shared_bytes(), stream);
+  // Starts while the quantization ends, and loads weights until it has.
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  if (device.architecture >= 90) {
+    config.attrs = &overlap;
+    config.numAttrs = 1;
+  }
+  const cudaError_t result = cudaLaunchKernelEx(&config, kGemmKernels[launch.tile], params);
+  return result == cudaSuccess ? MMC_OK : failed(error, "launching the GEMM", result);
+}
+
+}  // namespace mmcompile::backend
+
+extern "C" const char* mmc_architectures() { return "80 90 120f"; }

@@ -86,7 +86,8 @@ MmcStatus quantize(const MmcLinear& linear, const MmcDevice& device, const MmcAr
       .segments = linear.segments,
   };
   const auto type = static_cast<MmcType>(arguments.x_type);
-  const QuantizeLaunch launch = choose_quantize(type, params, device.multiprocessors);
+  const QuantizeLaunch launch = choose_quantize(
+      type, params.rows, params.in_channels, params.segments, device.multiprocessors);
   return backend::launch_quantize(launch, type, params, device, arguments.stream, error);
 }
 

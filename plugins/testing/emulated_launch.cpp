@@ -1,14 +1,16 @@
 // The library's machine on the CPU: the same kernels, run by the block emulator.
 //
-// Device 0 stands for an sm_120 with the native atoms, device 1 for an sm_90 with the portable ones.
+// Device 0 stands for an sm_120 with the native atoms; 1 and 2 for an sm_90 and an sm_80 with the
+// portable ones, which differ in the conversions that they have.
 #include <algorithm>
 #include <exception>
+#include <functional>
 #include <mutex>
 
 #include "backend.h"
+#include "dispatch.h"
 #include "emulator.h"
 #include "gemm.h"
-#include "quantize.h"
 
 namespace mmcompile::backend {
 namespace {
@@ -64,10 +66,11 @@ MmcStatus guarded(MmcError* error, Run&& run) {
 }  // namespace
 
 MmcStatus open_device(int ordinal, MmcDevice& device, MmcError* error) {
-  if (ordinal < 0 || ordinal > 1)
-    return fail(error, MMC_UNSUPPORTED, "the emulator has devices 0 (sm_120) and 1 (sm_90), not %d",
-                ordinal);
-  device = {ordinal, ordinal == 0 ? 120 : 90, settings.multiprocessors};
+  constexpr int architectures[] = {120, 90, 80};
+  if (ordinal < 0 || ordinal > 2)
+    return fail(error, MMC_UNSUPPORTED,
+                "the emulator has devices 0 (sm_120), 1 (sm_90) and 2 (sm_80), not %d", ordinal);
+  device = {ordinal, architectures[ordinal], settings.multiprocessors};
   return MMC_OK;
 }
 
@@ -81,10 +84,19 @@ MmcStatus launch_quantize(const QuantizeLaunch& launch, MmcType x_type,
     memory.add(params.codes, size(params.rows, params.row_bytes), true, "codes");
     memory.add(params.scales, scale_words(params.segments) * size(params.rows, 4), true, "scales");
     memory.add(params.counters, size(params.counter_count, 4), true, "counters");
-    run_quantize(launch, x_type, device.architecture == 120, [&](auto kernel) {
+    const auto run = [&](const std::function<void()>& kernel) {
       emulator::launch(launch.grid_x, launch.grid_y, launch.threads,
                        static_cast<std::size_t>(launch.shared_bytes), settings.options, memory,
-                       [&] { decltype(kernel)::run(params); });
+                       kernel);
+    };
+    with_quantize(launch, x_type, [&](auto variant) {
+      using Variant = decltype(variant);
+      if (device.architecture == 120)
+        run([&] { Variant::template run<Conversions::kE2M1AndE4M3>(params); });
+      else if (device.architecture == 90)
+        run([&] { Variant::template run<Conversions::kE4M3>(params); });
+      else
+        run([&] { Variant::template run<Conversions::kNone>(params); });
     });
   });
 }
@@ -129,5 +141,5 @@ void mmc_emulator_configure(std::uint64_t seed, int copies, int multiprocessors)
       multiprocessors};
 }
 
-const char* mmc_architectures() { return "emulated 120 90"; }
+const char* mmc_architectures() { return "emulated 120 90 80"; }
 }

@@ -25,6 +25,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 #define MMC_LAYOUT_VERSION 2 /* of packed weights, docs/spec.md section 6 */
 #define MMC_MAX_SEGMENTS 32
@@ -149,6 +150,7 @@ void mmc_workspace_layout(const MmcLinear* linear, const MmcDevice* device, int6
 /* Architectures that the library was compiled for, e.g. "80 90 120f". */
 const char* mmc_architectures(void);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

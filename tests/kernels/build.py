@@ -1,0 +1,122 @@
+"""C++ that tests compile: the kernels in the emulator, and programs that answer for an oracle."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = ROOT / "plugins"
+BUILD = ROOT / "build" / "kernels"
+TESTING = PLUGINS / "testing"
+
+EMULATOR_SOURCES = tuple(
+    TESTING / name for name in ("emulator.cpp", "fiber.cpp", "memory.cpp", "shared_memory.cpp")
+)
+EMULATOR_DEFINES: Mapping[str, str | None] = {"MMCOMPILE_EMULATE": None}
+INCLUDES = (PLUGINS / "include", PLUGINS / "kernels", TESTING)
+
+WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
+FLAGS = ("-std=c++20", "-O2", "-g1", "-ffp-contract=off", "-fPIC")
+
+
+@cache
+def compiler() -> str:
+    """The C++20 compiler; the test is skipped where there is none."""
+    found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if found is None:
+        pytest.skip("no C++ compiler (g++, c++ or $CXX)")
+    probe = [found, "-std=c++20", "-x", "c++", "-fsyntax-only", "-"]
+    source = "#include <source_location>\n#include <bit>\n"
+    if subprocess.run(probe, input=source, text=True, capture_output=True, check=False).returncode:
+        pytest.skip(f"{found} does not compile C++20")
+    return found
+
+
+def compile_shared_library(
+    name: str,
+    sources: Sequence[Path],
+    *,
+    defines: Mapping[str, str | None] | None = None,
+    includes: Sequence[Path] = INCLUDES,
+    system_includes: Sequence[Path] = (),
+    flags: Sequence[str] = (*FLAGS, *WARNINGS),
+) -> Path:
+    """Compiles a shared library and returns its path; `flags` replace the usual ones.
+
+    A library that was made from the same bytes in the same way is not made again.
+    """
+    return _link(name, sources, defines, includes, system_includes, flags, shared=True)
+
+
+def compile_executable(
+    name: str,
+    sources: Sequence[Path],
+    *,
+    defines: Mapping[str, str | None] | None = None,
+    includes: Sequence[Path] = INCLUDES,
+    system_includes: Sequence[Path] = (),
+    flags: Sequence[str] = (*FLAGS, *WARNINGS),
+) -> Path:
+    """Compiles a program; see `compile_shared_library`."""
+    return _link(name, sources, defines, includes, system_includes, flags, shared=False)
+
+
+def _link(
+    name: str,
+    sources: Sequence[Path],
+    defines: Mapping[str, str | None] | None,
+    includes: Sequence[Path],
+    system_includes: Sequence[Path],
+    flags: Sequence[str],
+    *,
+    shared: bool,
+) -> Path:
+    options = [*flags]
+    options += [
+        f"-D{key}" + ("" if value is None else f"={value}")
+        for key, value in sorted((defines or {}).items())
+    ]
+    options += [f"-I{folder}" for folder in includes]
+    options += [f"-isystem{folder}" for folder in system_includes]
+    objects = [_object(source, options) for source in sources]
+    link = [compiler(), "-pthread", *(("-shared", "-Wl,-z,defs") if shared else ())]
+    key = _digest(" ".join(map(str, [*link, *objects])).encode())
+    target = BUILD / (f"lib{name}-{key}.so" if shared else f"{name}-{key}")
+    if not target.exists():
+        _run([*link, *map(str, objects)], target)
+    return target
+
+
+def _object(source: Path, options: Sequence[str]) -> Path:
+    """The compiled source, named by all that it was compiled from: its preprocessed text."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    command = [compiler(), *options]
+    text = subprocess.run([*command, "-E", str(source)], capture_output=True, check=False)
+    if text.returncode:
+        raise RuntimeError(f"{source.name} does not compile:\n{text.stderr.decode()}")
+    key = _digest(" ".join(command).encode() + text.stdout)
+    target = BUILD / f"{source.stem}-{key}.o"
+    if not target.exists():
+        _run([*command, "-c", str(source)], target)
+    return target
+
+
+def _run(command: Sequence[str], target: Path) -> None:
+    """Writes the target whole or not at all, for tests that run side by side."""
+    part = target.with_name(f"{target.name}.{os.getpid()}")
+    done = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    part.replace(target)
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]

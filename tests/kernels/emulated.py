@@ -1,0 +1,66 @@
+"""The kernel library on the CPU: the kernels' own source, run by the block emulator."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from mmcompile.kernels import KernelLibrary
+from tests.kernels.build import (
+    EMULATOR_DEFINES,
+    EMULATOR_SOURCES,
+    FLAGS,
+    INCLUDES,
+    PLUGINS,
+    TESTING,
+    WARNINGS,
+    compile_shared_library,
+)
+
+LIBRARY = PLUGINS / "library"
+NATIVE, PORTABLE, OLDEST = 0, 1, 2
+"""Devices of the emulated library: sm_120; sm_90 and sm_80, whose atoms are the portable ones."""
+EARLY, LATE, RANDOM = 0, 1, 2
+"""When asynchronous copies land."""
+
+
+def compile_library(plugins: Path = PLUGINS, name: str = "mmcompile_emulated") -> Path:
+    """Compiles the library from the sources in a `plugins` folder, which may be a changed copy."""
+
+    def moved(path: Path) -> Path:
+        return plugins / path.relative_to(PLUGINS)
+
+    sources = [*EMULATOR_SOURCES, TESTING / "emulated_launch.cpp"]
+    sources += [LIBRARY / f"{part}.cpp" for part in ("choice", "library", "linear")]
+    return compile_shared_library(
+        name,
+        [moved(source) for source in sources],
+        defines=EMULATOR_DEFINES,
+        includes=[moved(folder) for folder in (*INCLUDES, LIBRARY)],
+        flags=(*FLAGS, *WARNINGS, "-Wno-unknown-pragmas"),
+    )
+
+
+@cache
+def emulated_library() -> KernelLibrary:
+    """The library, compiled once."""
+    return KernelLibrary(compile_library())
+
+
+def configure(
+    library: KernelLibrary, *, seed: int = 0, copies: int = RANDOM, multiprocessors: int = 4
+) -> None:
+    """Sets the emulator's schedule, and the size of devices that are opened from now on."""
+    library.functions.mmc_emulator_configure(ctypes.c_uint64(seed), copies, multiprocessors)
+
+
+def aligned(array: np.ndarray, alignment: int = 256) -> np.ndarray:
+    """A copy whose memory starts at a multiple of `alignment` bytes."""
+    block = np.empty(array.nbytes + alignment, np.uint8)
+    start = -block.ctypes.data % alignment
+    view = block[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return view
