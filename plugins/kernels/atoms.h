@@ -172,16 +172,14 @@ struct PortableAtoms {
   // The same over eight channels a lane.
   MMCOMPILE_DEVICE static void multiply_e2m1(float (&sum)[4], std::uint32_t a0, std::uint32_t a1,
                                              std::uint32_t b) {
-    device::mma_f16(
-        sum,
-        {halves_of_e2m1<0>(a0), halves_of_e2m1<0>(a1), halves_of_e2m1<1>(a0),
-         halves_of_e2m1<1>(a1)},
-        {halves_of_e2m1<0>(b), halves_of_e2m1<1>(b)});
-    device::mma_f16(
-        sum,
-        {halves_of_e2m1<2>(a0), halves_of_e2m1<2>(a1), halves_of_e2m1<3>(a0),
-         halves_of_e2m1<3>(a1)},
-        {halves_of_e2m1<2>(b), halves_of_e2m1<3>(b)});
+    device::mma_f16(sum,
+                    {halves_of_e2m1<0>(a0), halves_of_e2m1<0>(a1), halves_of_e2m1<1>(a0),
+                     halves_of_e2m1<1>(a1)},
+                    {halves_of_e2m1<0>(b), halves_of_e2m1<1>(b)});
+    device::mma_f16(sum,
+                    {halves_of_e2m1<2>(a0), halves_of_e2m1<2>(a1), halves_of_e2m1<3>(a0),
+                     halves_of_e2m1<3>(a1)},
+                    {halves_of_e2m1<2>(b), halves_of_e2m1<3>(b)});
   }
 
   // Both E4M3 scales of a word that belong to a lane's eight channels, in both fp16 of a word:

@@ -44,16 +44,30 @@ struct alignas(16) Words4 {
 
 namespace mmcompile::device {
 
-MMCOMPILE_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
-MMCOMPILE_DEVICE int block_index_x() { return static_cast<int>(blockIdx.x); }
-MMCOMPILE_DEVICE int block_index_y() { return static_cast<int>(blockIdx.y); }
-MMCOMPILE_DEVICE int grid_size_x() { return static_cast<int>(gridDim.x); }
-MMCOMPILE_DEVICE int grid_size_y() { return static_cast<int>(gridDim.y); }
+MMCOMPILE_DEVICE int thread_index() {
+  return static_cast<int>(threadIdx.x);
+}
+MMCOMPILE_DEVICE int block_index_x() {
+  return static_cast<int>(blockIdx.x);
+}
+MMCOMPILE_DEVICE int block_index_y() {
+  return static_cast<int>(blockIdx.y);
+}
+MMCOMPILE_DEVICE int grid_size_x() {
+  return static_cast<int>(gridDim.x);
+}
+MMCOMPILE_DEVICE int grid_size_y() {
+  return static_cast<int>(gridDim.y);
+}
 
 // All threads of the block.
-MMCOMPILE_DEVICE void sync_threads() { __syncthreads(); }
+MMCOMPILE_DEVICE void sync_threads() {
+  __syncthreads();
+}
 // All threads of the warp; also orders their accesses to shared memory.
-MMCOMPILE_DEVICE void sync_warp() { __syncwarp(); }
+MMCOMPILE_DEVICE void sync_warp() {
+  __syncwarp();
+}
 template <typename T>
 MMCOMPILE_DEVICE T shuffle_xor(T value, int lane_mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, lane_mask);
@@ -105,7 +119,9 @@ MMCOMPILE_DEVICE std::uint32_t increment_global(std::uint32_t* counter) {
   return atomicAdd(counter, 1u);
 }
 // What this thread wrote to global memory before is seen by whoever sees what it writes after.
-MMCOMPILE_DEVICE void fence_global() { __threadfence(); }
+MMCOMPILE_DEVICE void fence_global() {
+  __threadfence();
+}
 
 // Asynchronous copy of `bytes` (4, 8 or 16) from global to shared memory; where not `valid`,
 // nothing is read and zeros are written. The source must be a pointer into its array even then.
@@ -123,7 +139,9 @@ MMCOMPILE_DEVICE void copy_async(SharedOffset destination, const void* source, b
                  "l"(__cvta_generic_to_global(source)), "r"(source_bytes), "n"(bytes)
                  : "memory");
 }
-MMCOMPILE_DEVICE void commit_async() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+MMCOMPILE_DEVICE void commit_async() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 // Until at most `pending` of this thread's latest groups are under way.
 template <int pending>
 MMCOMPILE_DEVICE void wait_async() {
@@ -181,11 +199,11 @@ MMCOMPILE_DEVICE void mma_f16(float (&c)[4], const std::uint32_t (&a)[4],
 //   A: thread 0 reads lanes 4g (row g) and 4g+1 (row g+8), thread 1 lanes 4g+2 and 4g+3;
 //   B: thread t reads lane 4g+t (column g).
 #if defined(MMCOMPILE_NATIVE_BLOCK_SCALED)
-#define MMCOMPILE_BLOCK_SCALED(instruction)                                                     \
-  asm volatile(instruction                                                                      \
-               " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3}, {%10}, {%11,%12}, "      \
-               "{%13}, {%14,%15};"                                                              \
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                 \
+#define MMCOMPILE_BLOCK_SCALED(instruction)                                                      \
+  asm volatile(instruction                                                                       \
+               " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3}, {%10}, {%11,%12}, "       \
+               "{%13}, {%14,%15};"                                                               \
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                  \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(scale_a), \
                  "n"(byte_a), "n"(thread_a), "r"(scale_b), "n"(byte_b), "n"(thread_b))
 #else  // never called: a GPU without these instructions runs the portable atoms
@@ -260,11 +278,19 @@ MMCOMPILE_DEVICE float half_to_float_native(std::uint16_t half) {
 }
 
 // Products and sums that must not be contracted into one rounding.
-MMCOMPILE_DEVICE float multiply(float a, float b) { return __fmul_rn(a, b); }
-MMCOMPILE_DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
-MMCOMPILE_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
+MMCOMPILE_DEVICE float multiply(float a, float b) {
+  return __fmul_rn(a, b);
+}
+MMCOMPILE_DEVICE float add(float a, float b) {
+  return __fadd_rn(a, b);
+}
+MMCOMPILE_DEVICE float divide(float a, float b) {
+  return __fdiv_rn(a, b);
+}
 // a·b + c with one rounding.
-MMCOMPILE_DEVICE float fused_multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+MMCOMPILE_DEVICE float fused_multiply_add(float a, float b, float c) {
+  return __fmaf_rn(a, b, c);
+}
 
 // Conversions that sm_120 (sm_89 for E4M3) has in hardware; each rounds to nearest even and
 // saturates. Of two values the first lands in the low part.

@@ -78,8 +78,7 @@ MMCOMPILE_DEVICE void sum_warps(Accumulators<tile>& acc, int warp_k) {
 #pragma unroll
     for (int m = 0; m < Acc::kA; ++m)
 #pragma unroll
-      for (int n = 0; n < Acc::kB; ++n)
-        acc.add(m, n, device::load_shared<Words4>(place(k, m, n)));
+      for (int n = 0; n < Acc::kB; ++n) acc.add(m, n, device::load_shared<Words4>(place(k, m, n)));
   }
 }
 
@@ -146,10 +145,10 @@ MMCOMPILE_DEVICE void store_pair(void* array, std::int64_t i, int type, float lo
     device::store_global(reinterpret_cast<Words2*>(static_cast<float*>(array) + i),
                          Words2{{float_bits(low), float_bits(high)}});
   } else {
-    const std::uint32_t pair = round_to_16(low, type) |
-                               static_cast<std::uint32_t>(round_to_16(high, type)) << 16;
-    device::store_global(
-        reinterpret_cast<std::uint32_t*>(static_cast<std::uint16_t*>(array) + i), pair);
+    const std::uint32_t pair =
+        round_to_16(low, type) | static_cast<std::uint32_t>(round_to_16(high, type)) << 16;
+    device::store_global(reinterpret_cast<std::uint32_t*>(static_cast<std::uint16_t*>(array) + i),
+                         pair);
   }
 }
 
@@ -166,8 +165,8 @@ MMCOMPILE_DEVICE void write_tile(const Accumulators<tile>& acc, const GemmParams
     if (params.bias != nullptr)
       value = device::add(value, device::load_constant(params.bias + channel));
     if (params.residual != nullptr)
-      value = device::add(value, load_value(params.residual, row * params.out_channels + channel,
-                                            params.y_type));
+      value = device::add(
+          value, load_value(params.residual, row * params.out_channels + channel, params.y_type));
     return value;
   };
 #pragma unroll

@@ -1,9 +1,9 @@
 // The mixed GEMM: y = x̂ · ŵᵀ + bias + residual over all segments, one accumulator, one rounding.
 //
 // A block computes one tile of y over one of `splits` ranges of K. Its threads copy operands into a
-// ring of stages (pipeline.h) while its warps multiply what has arrived (atoms.h). Where K is split,
-// every block leaves its sums in memory, and the last one to do so adds them all up, in the order
-// of the splits: the same digits in every run.
+// ring of stages (pipeline.h) while its warps multiply what has arrived (atoms.h). Where K is
+// split, every block leaves its sums in memory, and the last one to do so adds them all up, in the
+// order of the splits: the same digits in every run.
 #pragma once
 
 #include <type_traits>
@@ -46,7 +46,9 @@ struct Warp {
 
 // The place of piece 2·step + i of a row, from that of piece i; since slices are multiples of 64
 // bytes, swizzling commutes with it.
-MMCOMPILE_DEVICE SharedOffset step_place(SharedOffset place, int step) { return place ^ 32 * step; }
+MMCOMPILE_DEVICE SharedOffset step_place(SharedOffset place, int step) {
+  return place ^ 32 * step;
+}
 
 // acc += the product of one slice, whose operands lie in shared memory at `stage`.
 template <Tile tile, typename Atoms, Instruction instruction, WeightCode code>
@@ -66,19 +68,19 @@ MMCOMPILE_DEVICE void multiply_slice(Accumulators<tile>& acc, const Warp<tile>& 
   const int shift = instruction == Instruction::kMxf8 ? slice_of_segment % 2 * 16 : 0;
 
   typename Atoms::template ScalesA<instruction, kA> scales_a;
-  scales_a.load({.start = a_start + StageA::kScales + warp.k * StageA::kScaleSize +
-                          4 * warp.first_a(),
-                 .row_stride = tile.a_rows(),
-                 .shift = shift,
-                 .step = tile.swapped ? kScaleStep<code> : 0},
-                lane);
+  scales_a.load(
+      {.start = a_start + StageA::kScales + warp.k * StageA::kScaleSize + 4 * warp.first_a(),
+       .row_stride = tile.a_rows(),
+       .shift = shift,
+       .step = tile.swapped ? kScaleStep<code> : 0},
+      lane);
   typename Atoms::template ScalesB<instruction, kB> scales_b;
-  scales_b.load({.start = b_start + StageB::kScales + warp.k * StageB::kScaleSize +
-                          4 * warp.first_b(),
-                 .row_stride = tile.b_rows(),
-                 .shift = shift,
-                 .step = tile.swapped ? 0 : kScaleStep<code>},
-                lane);
+  scales_b.load(
+      {.start = b_start + StageB::kScales + warp.k * StageB::kScaleSize + 4 * warp.first_b(),
+       .row_stride = tile.b_rows(),
+       .shift = shift,
+       .step = tile.swapped ? 0 : kScaleStep<code>},
+      lane);
 
   unroll<2>([&](auto step) {
     std::uint32_t a[kA][4];
@@ -86,8 +88,8 @@ MMCOMPILE_DEVICE void multiply_slice(Accumulators<tile>& acc, const Warp<tile>& 
     for (int m = 0; m < kA; ++m) {
       const int row = warp.first_a() + 16 * m;
       if constexpr (widen && tile.swapped) {
-        const SharedOffset place = a_codes + kPackedPitch * (row + lane / 4) +
-                                   2 * step * kPackedHalfBytes<code>;
+        const SharedOffset place =
+            a_codes + kPackedPitch * (row + lane / 4) + 2 * step * kPackedHalfBytes<code>;
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           a[m][i] = load_widened<code>(
@@ -113,9 +115,8 @@ MMCOMPILE_DEVICE void multiply_slice(Accumulators<tile>& acc, const Warp<tile>& 
           b[n][1] = load_widened<code>(place + kPackedHalfBytes<code>, lane % 4);
         }
       } else if constexpr (group == 1) {
-        const Words2 words =
-            device::load_matrices_2(
-                step_place(b_codes + swizzled(first + lane % 8, lane / 8 % 2), step));
+        const Words2 words = device::load_matrices_2(
+            step_place(b_codes + swizzled(first + lane % 8, lane / 8 % 2), step));
         b[0][0] = words.word[0];
         b[0][1] = words.word[1];
       } else {

@@ -22,16 +22,16 @@ enum class WeightCode : std::uint8_t { kAsInstruction, kE2M1, kE2M3, kE3M2 };
 
 // A segment of a layer, with the places of its data: docs/kernels.md, "Layout".
 struct SegmentParams {
-  std::int32_t first_channel;    // position in the channel order
-  std::int32_t channels;         // a positive multiple of 32
-  std::int32_t act_byte;         // of its codes in a row of quantized activations; 16 | act_byte
-  std::int32_t weight_byte;      // of its codes in a row of weights; 16 | weight_byte
-  std::int32_t act_word;         // its first word of activation scales
-  std::int32_t weight_word;      // its first word of weight scales
-  std::uint32_t act_carry;       // threshold_carry of its activation format
+  std::int32_t first_channel;  // position in the channel order
+  std::int32_t channels;       // a positive multiple of 32
+  std::int32_t act_byte;       // of its codes in a row of quantized activations; 16 | act_byte
+  std::int32_t weight_byte;    // of its codes in a row of weights; 16 | weight_byte
+  std::int32_t act_word;       // its first word of activation scales
+  std::int32_t weight_word;    // its first word of weight scales
+  std::uint32_t act_carry;     // threshold_carry of its activation format
   Instruction instruction;
   WeightCode weight_code;
-  std::uint8_t act_format;       // index into kBlockFormats
+  std::uint8_t act_format;  // index into kBlockFormats
 };
 
 struct SegmentList {

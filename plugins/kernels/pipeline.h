@@ -50,8 +50,8 @@ MMCOMPILE_DEVICE void advance(Walk& walk, const SegmentList& segments) {
   }
 }
 
-// Where 16-byte piece `piece` (0..3) of a row of codes lies in its slice. Eight rows from a multiple
-// of eight on have their pieces of one number in eight different groups of four banks.
+// Where 16-byte piece `piece` (0..3) of a row of codes lies in its slice. Eight rows from a
+// multiple of eight on have their pieces of one number in eight different groups of four banks.
 MMCOMPILE_DEVICE SharedOffset swizzled(int row, int piece) {
   return static_cast<SharedOffset>(kSliceBytes * row + 16 * (piece ^ (row >> 1 & 3)));
 }
@@ -74,7 +74,10 @@ class OperandLoader {
   // Rows first_row.. of `row_count` in all; of the others zeros are loaded.
   MMCOMPILE_DEVICE OperandLoader(const std::uint8_t* codes, std::int64_t row_bytes,
                                  const std::uint32_t* scales, int row_count, int first_row)
-      : codes_(codes), row_bytes_(row_bytes), scales_(scales), row_count_(row_count),
+      : codes_(codes),
+        row_bytes_(row_bytes),
+        scales_(scales),
+        row_count_(row_count),
         first_row_(first_row) {}
 
   // Starts the copies of one chunk: `chunk_start` bytes into a segment of `segment_bytes` that
@@ -87,9 +90,8 @@ class OperandLoader {
     const int row = device::thread_index() / kRowPieces;
     const int start = chunk_start + slice * slice_bytes + 16 * piece;
     const bool packed = slice_bytes != kSliceBytes;
-    const SharedOffset place =
-        stage + slice * Stage::kSliceSize +
-        (packed ? kPackedPitch * row + 16 * piece : swizzled(row, piece));
+    const SharedOffset place = stage + slice * Stage::kSliceSize +
+                               (packed ? kPackedPitch * row + 16 * piece : swizzled(row, piece));
     const int pitch = packed ? kPackedPitch : kSliceBytes;
     const std::uint8_t* source = codes_ + (first_row_ + row) * row_bytes_ + first_byte + start;
     if (16 * piece >= slice_bytes) return;
@@ -121,8 +123,9 @@ class OperandLoader {
       const bool valid = first_row_ + row < row_count_ && word < segment_words;
       const std::int64_t place =
           valid ? static_cast<std::int64_t>(first_word + word) * row_count_ + first_row_ + row : 0;
-      device::copy_async<4>(stage + Stage::kScales + slice * Stage::kScaleSize + 4 * (j * rows + row),
-                            scales_ + place, valid);
+      device::copy_async<4>(
+          stage + Stage::kScales + slice * Stage::kScaleSize + 4 * (j * rows + row),
+          scales_ + place, valid);
     }
   }
 

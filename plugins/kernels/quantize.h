@@ -134,17 +134,11 @@ MMCOMPILE_DEVICE Column<kType, kRows> fetch_staged(const Rows& rows, int channel
   return {device::load_shared<typename Column<kType, kRows>::Bits>(place)};
 }
 
-template <MmcType kType, int kRows>
-MMCOMPILE_DEVICE void stage_column(std::uint32_t channel, const std::uint32_t (&values)[kRows],
-                                   bool upper) {
-  device::store_shared(column_offset<kType, kRows>(channel),
-                       make_column<kType, kRows>(values, upper).bits);
-}
-
 // Copies the rows to shared memory, 16 bytes of a row at a time, or by values where rows do not
 // start at multiples of 16 bytes.
 template <MmcType kType, int kRows>
 MMCOMPILE_DEVICE void stage_rows(const Rows& rows) {
+  using Staged = Column<kType, kRows>;
   constexpr int vector = 16 / static_cast<int>(sizeof(Value<kType>));
   const int channels = rows.params.in_channels;
   const auto address = reinterpret_cast<std::uintptr_t>(rows.params.x);
@@ -155,11 +149,14 @@ MMCOMPILE_DEVICE void stage_rows(const Rows& rows) {
       for (int row = 0; row < kRows; ++row)
         data[row] =
             device::load_constant(reinterpret_cast<const Words4*>(rows.start<kType>(row) + first));
+      // The lowest bits of `first` are zeros: adding i to it is flipping them.
+      const SharedOffset place = column_offset<kType, kRows>(static_cast<std::uint32_t>(first));
       for (int i = 0; i < vector; ++i) {
         std::uint32_t values[kRows];
         for (int row = 0; row < kRows; ++row) values[row] = data[row].word[i * 4 / vector];
-        stage_column<kType, kRows>(static_cast<std::uint32_t>(first + i), values,
-                                   vector == 8 && i % 2 != 0);
+        const bool upper = vector == 8 && i % 2 != 0;
+        device::store_shared(place ^ static_cast<SharedOffset>(i * Staged::kBytes),
+                             make_column<kType, kRows>(values, upper).bits);
       }
     }
   } else {
@@ -167,12 +164,13 @@ MMCOMPILE_DEVICE void stage_rows(const Rows& rows) {
       std::uint32_t values[kRows];
       for (int row = 0; row < kRows; ++row)
         values[row] = device::load_constant(rows.start<kType>(row) + channel);
-      stage_column<kType, kRows>(static_cast<std::uint32_t>(channel), values, false);
+      device::store_shared(column_offset<kType, kRows>(static_cast<std::uint32_t>(channel)),
+                           make_column<kType, kRows>(values, false).bits);
     }
   }
-  const std::uint32_t zeros[kRows] = {};
   if (device::thread_index() == 0)
-    stage_column<kType, kRows>(static_cast<std::uint32_t>(channels), zeros, false);
+    device::store_shared(column_offset<kType, kRows>(static_cast<std::uint32_t>(channels)),
+                         Staged{}.bits);
 }
 
 // The lanes of a block share its rows: they bring all their rows' maxima, and each lane finds out
@@ -232,15 +230,14 @@ MMCOMPILE_DEVICE void store_scales(const Rows& rows, const SegmentParams& segmen
   using Share = Shares<coding, kRows>;
   const QuantizeParams& params = rows.params;
   const int lane_of_word = Share::lane() % (4 * Share::kLanes);
-  const int first = position - lane_of_word * kChannels;
-  const std::int64_t index = segment.act_word + first / (4 * block_of(coding));
+  const std::int64_t index = segment.act_word + position / (4 * block_of(coding));
   std::uint32_t* const out = params.scales + index * params.rows + rows.first;
   for (int i = 0; i < Share::kOwned; ++i) {
     std::uint32_t word = bytes[i] << (8 * (lane_of_word / Share::kLanes));
     word |= device::shuffle_xor(word, Share::kLanes);
     word |= device::shuffle_xor(word, 2 * Share::kLanes);
     const int row = Share::row(i);
-    if (lane_of_word < Share::kOwners && first < segment.channels && row < rows.count)
+    if (lane_of_word < Share::kOwners && position < segment.channels && row < rows.count)
       device::store_global(out + row, word);
   }
 }

@@ -94,7 +94,7 @@ MMCOMPILE_DEVICE Scaling mx_scaling(std::uint32_t amax_bits, std::uint32_t carry
 // a call.
 MMCOMPILE_DEVICE float reciprocal_of_scale(float s) {
   float inverse = bits_float(0x7EF311C3u - float_bits(s));
-  for (int step = 0; step < 4; ++step) {
+  for (int step = 0; step < 3; ++step) {
     const float error = device::fused_multiply_add(-s, inverse, 1.0f);
     inverse = device::fused_multiply_add(inverse, error, inverse);
   }

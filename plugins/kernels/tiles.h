@@ -41,12 +41,8 @@ struct Tile {
 };
 
 inline constexpr Tile kTiles[] = {
-    {true, 8, 32, 2, 1, 4, 4},
-    {true, 16, 32, 2, 1, 4, 3},
-    {false, 32, 64, 1, 2, 4, 3},
-    {false, 64, 128, 2, 4, 1, 5},
-    {false, 128, 128, 2, 4, 1, 4},
-    {false, 128, 256, 2, 4, 1, 3},
+    {true, 8, 32, 2, 1, 4, 4},    {true, 16, 32, 2, 1, 4, 3},    {false, 32, 64, 1, 2, 4, 3},
+    {false, 64, 128, 2, 4, 1, 5}, {false, 128, 128, 2, 4, 1, 4}, {false, 128, 256, 2, 4, 1, 3},
 };
 inline constexpr const char* kTileNames[] = {"decode8", "decode16", "small",
                                              "medium",  "large",    "huge"};

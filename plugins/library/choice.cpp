@@ -43,10 +43,13 @@ std::int64_t output_tiles(const MmcLinear& linear, std::int64_t rows, const Tile
 int choose_splits(const Tile& tile, std::int64_t tiles, std::int64_t blocks, int chunks) {
   if (!tile.can_split() || tiles == 0) return 1;
   const std::int64_t most = std::min<std::int64_t>(kMostSplits, chunks / kLeastChunks);
-  return static_cast<int>(std::clamp<std::int64_t>(blocks / tiles, 1, std::max<std::int64_t>(most, 1)));
+  return static_cast<int>(
+      std::clamp<std::int64_t>(blocks / tiles, 1, std::max<std::int64_t>(most, 1)));
 }
 
-constexpr std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
+constexpr std::size_t aligned(std::size_t bytes) {
+  return (bytes + 255) / 256 * 256;
+}
 
 }  // namespace
 

@@ -7,10 +7,10 @@ namespace mmcompile {
 
 // A launch of the GEMM.
 struct GemmLaunch {
-  int tile;               // index into kTiles
-  std::int64_t tiles;     // of the output: the grid's x
-  int splits;             // of K: the grid's y
-  ChunkCount chunks;      // of K
+  int tile;                // index into kTiles
+  std::int64_t tiles;      // of the output: the grid's x
+  int splits;              // of K: the grid's y
+  ChunkCount chunks;       // of K
   double modelled_cycles;  // of the tensor cores or of loads, whichever takes longer
 };
 

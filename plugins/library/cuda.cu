@@ -120,9 +120,9 @@ MmcStatus open_device(int ordinal, MmcDevice& device, MmcError* error) {
 MmcStatus launch_quantize(const QuantizeLaunch& launch, MmcType x_type,
                           const QuantizeParams& params, const MmcDevice&, void* stream,
                           MmcError* error) {
-  const cudaLaunchConfig_t config =
-      configuration(dim3(static_cast<unsigned>(launch.grid_x), static_cast<unsigned>(launch.grid_y)),
-                    launch.threads, launch.shared_bytes, stream);
+  const cudaLaunchConfig_t config = configuration(
+      dim3(static_cast<unsigned>(launch.grid_x), static_cast<unsigned>(launch.grid_y)),
+      launch.threads, launch.shared_bytes, stream);
   const cudaError_t result = with_quantize(launch, x_type, [&](auto variant) {
     return cudaLaunchKernelEx(&config, quantize_kernel<decltype(variant)>, params);
   });
@@ -132,9 +132,9 @@ MmcStatus launch_quantize(const QuantizeLaunch& launch, MmcType x_type,
 MmcStatus launch_gemm(const GemmLaunch& launch, const GemmParams& params, const MmcDevice& device,
                       void* stream, MmcError* error) {
   const Tile& tile = kTiles[launch.tile];
-  cudaLaunchConfig_t config = configuration(
-      dim3(static_cast<unsigned>(launch.tiles), static_cast<unsigned>(launch.splits)),
-      tile.threads(), tile.shared_bytes(), stream);
+  cudaLaunchConfig_t config =
+      configuration(dim3(static_cast<unsigned>(launch.tiles), static_cast<unsigned>(launch.splits)),
+                    tile.threads(), tile.shared_bytes(), stream);
   // Starts while the quantization ends, and loads weights until it has.
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -149,4 +149,6 @@ MmcStatus launch_gemm(const GemmLaunch& launch, const GemmParams& params, const 
 
 }  // namespace mmcompile::backend
 
-extern "C" const char* mmc_architectures() { return "80 90 120f"; }
+extern "C" const char* mmc_architectures() {
+  return "80 90 120f";
+}

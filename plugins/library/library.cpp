@@ -13,7 +13,9 @@ struct Plan {
   MmcWorkspaceLayout workspace;
 };
 
-bool is_type(std::int32_t type) { return type >= MMC_FLOAT32 && type <= MMC_BFLOAT16; }
+bool is_type(std::int32_t type) {
+  return type >= MMC_FLOAT32 && type <= MMC_BFLOAT16;
+}
 
 bool is_aligned(const void* pointer, std::uintptr_t bytes) {
   return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
@@ -50,9 +52,10 @@ MmcStatus check(const MmcLinear* linear, const MmcDevice* device, const MmcArgum
     return fail(error, MMC_INVALID_ARGUMENT, "x, order, weight, scales, y or workspace is null");
   if (!is_aligned(a.weight, 16) || !is_aligned(a.scales, 4) || !is_aligned(a.workspace, 256) ||
       !is_aligned(a.order, 16))
-    return fail(error, MMC_INVALID_ARGUMENT,
-                "needed are 16-byte aligned weight and order, 4-byte aligned scales, and a 256-byte "
-                "aligned workspace");
+    return fail(
+        error, MMC_INVALID_ARGUMENT,
+        "needed are 16-byte aligned weight and order, 4-byte aligned scales, and a 256-byte "
+        "aligned workspace");
   plan.workspace = workspace_layout(*linear, *device, a.rows);
   if (plan.workspace.bytes > a.workspace_bytes)
     return fail(error, MMC_WORKSPACE_TOO_SMALL, "%lld rows need a workspace of %zu bytes, not %zu",
@@ -86,8 +89,8 @@ MmcStatus quantize(const MmcLinear& linear, const MmcDevice& device, const MmcAr
       .segments = linear.segments,
   };
   const auto type = static_cast<MmcType>(arguments.x_type);
-  const QuantizeLaunch launch = choose_quantize(
-      type, params.rows, params.in_channels, params.segments, device.multiprocessors);
+  const QuantizeLaunch launch = choose_quantize(type, params.rows, params.in_channels,
+                                                params.segments, device.multiprocessors);
   return backend::launch_quantize(launch, type, params, device, arguments.stream, error);
 }
 
@@ -136,9 +139,13 @@ MmcStatus mmc_linear_create(const MmcLayer* layer, MmcLinear** linear, MmcError*
   return *linear != nullptr ? MMC_OK : fail(error, MMC_OUT_OF_MEMORY, "no memory for a layer");
 }
 
-void mmc_linear_destroy(MmcLinear* linear) { delete linear; }
+void mmc_linear_destroy(MmcLinear* linear) {
+  delete linear;
+}
 
-void mmc_linear_info(const MmcLinear* linear, MmcLinearInfo* info) { *info = linear->info; }
+void mmc_linear_info(const MmcLinear* linear, MmcLinearInfo* info) {
+  *info = linear->info;
+}
 
 MmcStatus mmc_device_open(int32_t ordinal, MmcDevice* device, MmcError* error) {
   if (device == nullptr) return fail(error, MMC_INVALID_ARGUMENT, "device is null");
@@ -154,7 +161,9 @@ void mmc_workspace_layout(const MmcLinear* linear, const MmcDevice* device, int6
   *layout = workspace_layout(*linear, *device, rows);
 }
 
-int32_t mmc_tactic_count(const MmcDevice* device) { return tile_count(*device); }
+int32_t mmc_tactic_count(const MmcDevice* device) {
+  return tile_count(*device);
+}
 
 const char* mmc_tactic_name(int32_t tactic) {
   if (tactic == 0) return "automatic";
@@ -169,13 +178,14 @@ size_t mmc_describe_launch(const MmcLinear* linear, const MmcDevice* device, int
                            int32_t tactic, char* text, size_t text_bytes) {
   const GemmLaunch launch = launch_of(*linear, *device, rows, tactic);
   const Tile& tile = kTiles[launch.tile];
-  const int length = std::snprintf(
-      text, text_bytes,
-      "%s: %d rows x %d channels x %d bytes of K, %lld tiles, K split by %d, %d chunks, %d threads, "
-      "%d bytes of shared memory, modelled %.0f cycles",
-      kTileNames[launch.tile], tile.rows, tile.channels, tile.chunk_bytes(),
-      static_cast<long long>(launch.tiles), launch.splits, launch.chunks.all, tile.threads(),
-      tile.shared_bytes(), launch.modelled_cycles);
+  const int length =
+      std::snprintf(text, text_bytes,
+                    "%s: %d rows x %d channels x %d bytes of K, %lld tiles, K split by %d, %d "
+                    "chunks, %d threads, "
+                    "%d bytes of shared memory, modelled %.0f cycles",
+                    kTileNames[launch.tile], tile.rows, tile.channels, tile.chunk_bytes(),
+                    static_cast<long long>(launch.tiles), launch.splits, launch.chunks.all,
+                    tile.threads(), tile.shared_bytes(), launch.modelled_cycles);
   return static_cast<size_t>(length) + 1;
 }
 

@@ -14,7 +14,9 @@ constexpr int kSegmentStep = 32;
 // Keeps every count of channels, and of bytes in a row, within 31 bits.
 constexpr std::int64_t kMostChannels = 1 << 26;
 
-constexpr bool is_nvfp4(int format) { return kBlockFormats[format].scale == ScaleFormat::kE4M3; }
+constexpr bool is_nvfp4(int format) {
+  return kBlockFormats[format].scale == ScaleFormat::kE4M3;
+}
 
 constexpr std::int32_t rounded_up(std::int64_t value, std::int64_t step) {
   return static_cast<std::int32_t>((value + step - 1) / step * step);
@@ -42,12 +44,12 @@ WeightCode weight_code_of(int weight_format, Instruction instruction) {
 
 MmcStatus check_segment(const MmcSegment& segment, int s, MmcError* error) {
   if (segment.channels <= 0 || segment.channels % kSegmentStep != 0)
-    return fail(error, MMC_INVALID_ARGUMENT, "segment %d: %d channels are no positive multiple of 32",
-                s, segment.channels);
+    return fail(error, MMC_INVALID_ARGUMENT,
+                "segment %d: %d channels are no positive multiple of 32", s, segment.channels);
   for (const int format : {segment.act_format, segment.weight_format})
     if (format < 0 || format >= kFormatCount)
-      return fail(error, MMC_INVALID_ARGUMENT, "segment %d: format id %d is not in 0..%d", s, format,
-                  kFormatCount - 1);
+      return fail(error, MMC_INVALID_ARGUMENT, "segment %d: format id %d is not in 0..%d", s,
+                  format, kFormatCount - 1);
   if (!(segment.act_threshold >= 1 && segment.act_threshold <= 2))
     return fail(error, MMC_INVALID_ARGUMENT, "segment %d: threshold %g is outside [1, 2]", s,
                 static_cast<double>(segment.act_threshold));
@@ -97,8 +99,8 @@ MmcStatus fail(MmcError* error, MmcStatus status, const char* format, ...) {
 }
 
 MmcStatus make_linear(const MmcLayer& layer, MmcLinear& linear, MmcError* error) {
-  for (const auto& [name, channels] : {std::pair{"in_channels", layer.in_channels},
-                                       std::pair{"out_channels", layer.out_channels}})
+  for (const auto& [name, channels] :
+       {std::pair{"in_channels", layer.in_channels}, std::pair{"out_channels", layer.out_channels}})
     if (channels < 1 || channels > kMostChannels)
       return fail(error, MMC_INVALID_ARGUMENT, "%s is %lld, needed is 1..%lld", name,
                   static_cast<long long>(channels), static_cast<long long>(kMostChannels));

@@ -96,13 +96,18 @@ def _link(
 
 
 def _object(source: Path, options: Sequence[str]) -> Path:
-    """The compiled source, named by all that it was compiled from: its preprocessed text."""
+    """The compiled source, named by all that it was compiled from: its preprocessed text.
+
+    Where the text lies does not count, so that a changed copy of a folder of sources compiles
+    what has changed.
+    """
     BUILD.mkdir(parents=True, exist_ok=True)
     command = [compiler(), *options]
-    text = subprocess.run([*command, "-E", str(source)], capture_output=True, check=False)
+    text = subprocess.run([*command, "-E", "-P", str(source)], capture_output=True, check=False)
     if text.returncode:
         raise RuntimeError(f"{source.name} does not compile:\n{text.stderr.decode()}")
-    key = _digest(" ".join(command).encode() + text.stdout)
+    flags = [option for option in command if not option.startswith(("-I", "-isystem"))]
+    key = _digest(" ".join(flags).encode() + text.stdout)
     target = BUILD / f"{source.stem}-{key}.o"
     if not target.exists():
         _run([*command, "-c", str(source)], target)

@@ -27,18 +27,23 @@ EARLY, LATE, RANDOM = 0, 1, 2
 """When asynchronous copies land."""
 
 
-def compile_library(plugins: Path = PLUGINS, name: str = "mmcompile_emulated") -> Path:
-    """Compiles the library from the sources in a `plugins` folder, which may be a changed copy."""
+def compile_library(plugins: Path = PLUGINS, tiles: tuple[int, ...] = ()) -> Path:
+    """Compiles the library from the sources in a `plugins` folder, which may be a changed copy.
+
+    `tiles` are the tiles of the GEMM to compile; none stands for all.
+    """
 
     def moved(path: Path) -> Path:
         return plugins / path.relative_to(PLUGINS)
 
-    sources = [*EMULATOR_SOURCES, TESTING / "emulated_launch.cpp"]
+    sources = [*EMULATOR_SOURCES]
+    sources += [TESTING / f"emulated_{part}.cpp" for part in ("device", "gemm", "quantize")]
     sources += [LIBRARY / f"{part}.cpp" for part in ("choice", "library", "linear")]
+    chosen = {"MMCOMPILE_EMULATED_TILES": ",".join(map(str, tiles))} if tiles else {}
     return compile_shared_library(
-        name,
+        "mmcompile_emulated",
         [moved(source) for source in sources],
-        defines=EMULATOR_DEFINES,
+        defines=dict(EMULATOR_DEFINES) | chosen,
         includes=[moved(folder) for folder in (*INCLUDES, LIBRARY)],
         flags=(*FLAGS, *WARNINGS, "-Wno-unknown-pragmas"),
     )

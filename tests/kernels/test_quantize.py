@@ -313,6 +313,17 @@ def test_nvfp4_scales(dtype, scale):
         check(x, order, segments, (True, 2), conversions=conversions, tensor_scale=2.0**scale)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_nvfp4_ties(dtype):
+    """x is a tie times the scale; its product with the rounded inverse lies next to the tie."""
+    scales = np.arange(8, 16)[:, None]
+    ties = np.tile([6, 0.25, -0.75, 1.25, -1.75, 2.5, -3.5, 5], 2)
+    x = (scales * ties).astype(np.float32).astype(TYPES[dtype]).reshape(1, -1)
+    order = np.arange(128, dtype=np.int32)
+    for conversions in (NONE, ALL):
+        check(x, order, [(128, 4, NVF4, 2.0)], (True, 1), conversions=conversions)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_ends_of_the_range(dtype):
     """amax near 2^128, the smallest subnormals, and blocks of zeros of either sign."""

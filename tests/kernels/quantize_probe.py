@@ -1,0 +1,3 @@
+FAULTS = ()
+def probe(library):
+    pass

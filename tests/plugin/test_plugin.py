@@ -1,0 +1,61 @@
+"""The plugin's methods, called from C++ as TensorRT calls them; no TensorRT, no GPU."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.plugin import building
+
+# In every plugin library, and in those whose kernels write down their arguments.
+CASES = ["identity", "broken-fields", "unaligned-fields", "round-trip", "formats", "shapes"]
+RECORDING_CASES = ["building", "refused-shapes", "running", "tactics", "threads"]
+
+
+@pytest.fixture(scope="session")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("caller") / "drive_plugin"
+    sources = [building.HERE / name for name in ("drive_plugin.cpp", "drive_running.cpp")]
+    return building.compile_cpp(output, *sources, "-pthread", "-ldl")
+
+
+def call(caller: Path, plugin: Path, case: str) -> str:
+    """Runs a case; returns what the plugin said on stderr."""
+    done = subprocess.run(
+        [caller, plugin, case], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_methods(caller: Path, plugin: Path, case: str) -> None:
+    call(caller, plugin, case)
+
+
+@pytest.mark.parametrize("case", RECORDING_CASES)
+def test_methods_that_run(caller: Path, recording_plugin: Path, case: str) -> None:
+    call(caller, recording_plugin, case)
+
+
+def test_refusals_say_what_is_wrong(caller: Path, recording_plugin: Path) -> None:
+    said = call(caller, recording_plugin, "refused-shapes") + call(
+        caller, recording_plugin, "running"
+    )
+    assert all(
+        line.startswith("mmcompile: MicroMixLinear layer 'driven': ")
+        for line in said.split("\n")[:-1]
+    )
+    assert "input 'scales' has the shape [7, 48, 4], expected [2, 48, 4]" in said
+    assert "input 'order' has an unknown dimension" in said
+    assert "this GPU fears thirteen rows" in said
+
+
+def test_without_a_gpu(caller: Path) -> None:
+    plugin = building.prebuilt_plugin()
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a GPU")
+    said = call(caller, plugin, "without-gpu")
+    assert "MicroMixLinear layer 'driven': " in said
