@@ -113,14 +113,16 @@ struct Rows {
   }
 };
 
-// A source channel of all rows; zeros for -1.
+// A source channel of all rows; zeros for -1, and for what is no channel at all.
 template <MmcType kType, int kRows>
 MMCOMPILE_DEVICE Column<kType, kRows> fetch_direct(const Rows& rows, int channel) {
+  const bool padding =
+      static_cast<std::uint32_t>(channel) >= static_cast<std::uint32_t>(rows.params.in_channels);
   std::uint32_t values[kRows];
   for (int row = 0; row < kRows; ++row) {
     const std::uint32_t value =
-        device::load_constant(rows.start<kType>(row) + (channel < 0 ? 0 : channel));
-    values[row] = channel < 0 ? 0 : value;
+        device::load_constant(rows.start<kType>(row) + (padding ? 0 : channel));
+    values[row] = padding ? 0 : value;
   }
   return make_column<kType, kRows>(values, false);
 }

@@ -27,7 +27,11 @@ EARLY, LATE, RANDOM = 0, 1, 2
 """When asynchronous copies land."""
 
 
-def compile_library(plugins: Path = PLUGINS, tiles: tuple[int, ...] = ()) -> Path:
+def compile_library(
+    plugins: Path = PLUGINS,
+    tiles: tuple[int, ...] = (),
+    flags: tuple[str, ...] = (*FLAGS, *WARNINGS),
+) -> Path:
     """Compiles the library from the sources in a `plugins` folder, which may be a changed copy.
 
     `tiles` are the tiles of the GEMM to compile; none stands for all.
@@ -45,7 +49,7 @@ def compile_library(plugins: Path = PLUGINS, tiles: tuple[int, ...] = ()) -> Pat
         [moved(source) for source in sources],
         defines=dict(EMULATOR_DEFINES) | chosen,
         includes=[moved(folder) for folder in (*INCLUDES, LIBRARY)],
-        flags=(*FLAGS, *WARNINGS, "-Wno-unknown-pragmas"),
+        flags=(*flags, "-Wno-unknown-pragmas"),
     )
 
 

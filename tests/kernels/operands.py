@@ -141,7 +141,9 @@ def make_problem(
     for length, act, weight in segments:
         widened = FORMATS[act].element.bits != 4 or FORMATS[weight].element.bits != 4
         a = _draw(rng, rows, length, FORMATS[act], draw, draw.scales, tensor_scales[0])
-        w = _draw(rng, channels, length, FORMATS[weight], draw, draw.weight_scales, tensor_scales[1])
+        w = _draw(
+            rng, channels, length, FORMATS[weight], draw, draw.weight_scales, tensor_scales[1]
+        )
         acts.append(_packed(*a, FORMATS[act], as_bytes=widened))
         weights.append(_packed(*w, FORMATS[weight], as_bytes=False))
     added = np.round(rng.normal(size=(rows + 1, channels)) * 64)

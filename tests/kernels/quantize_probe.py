@@ -1,3 +1,179 @@
-FAULTS = ()
-def probe(library):
-    pass
+"""One problem after another through the quantizing kernel by the C ABI, and faults it must show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from mmcompile.formats import BLOCK_FORMATS, element_table, pack_codes, quantize_blocks
+from mmcompile.kernels import Arguments, KernelLibrary, LinearSegment
+from tests.kernels.emulated import NATIVE, OLDEST, PORTABLE, aligned, configure
+from tests.node_models import padded_to, words_first
+
+FORMATS = tuple(BLOCK_FORMATS.values())
+TYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
+SEGMENTS = (  # channels, format of activations and of weights, threshold
+    (160, 0, 0, 2.0),
+    (32, 3, 3, 1.75),
+    (96, 1, 1, 1.875),
+    (64, 2, 2, 1.75),
+    (96, 4, 4, 2.0),
+    (64, 0, 3, 2.0),
+)
+CHANNELS = sum(segment[0] for segment in SEGMENTS)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A change of `old` to `new` in a file of plugins/."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+def activations(rows: int, channels: int, kind: type, seed: int) -> np.ndarray:
+    """Values of all magnitudes, with zeros of both signs, ties, NaN and infinity."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, channels)) * np.exp2(rng.integers(-12, 13, (rows, 1)))
+    x[:, ::7] = np.round(x[:, ::7] * 4) / 4
+    x[:, 3::11] *= 0.0  # keeps the sign
+    if rows > 2:
+        x[1, channels // 2] = np.nan
+        x[2, channels // 3] = -np.inf
+    return x.astype(kind)
+
+
+def check(library: KernelLibrary, device: int, rows: int, kind: int, in_channels: int) -> None:
+    """Compares the codes and scales of a random problem with formats.py, byte by byte."""
+    gpu = library.open_device(device)
+    linear = library.linear(
+        in_channels, 256, [LinearSegment(*segment) for segment in SEGMENTS], 2.0**-3, 1.0
+    )
+    rng = np.random.default_rng(rows)
+    source = rng.permutation(np.arange(max(in_channels, CHANNELS)))[:CHANNELS]
+    order = aligned(np.where(source < in_channels, source, -1).astype(np.int32))
+    x = aligned(activations(rows, in_channels, TYPES[kind], rows))
+    layout = linear.workspace_layout(gpu, rows)
+    workspace = aligned(np.full(layout.bytes, 0xA5, np.uint8))
+    linear.quantize(
+        gpu,
+        Arguments(
+            rows=rows,
+            x_type=kind,
+            y_type=kind,
+            x=x.ctypes.data,
+            order=order.ctypes.data,
+            weight=workspace.ctypes.data,
+            scales=workspace.ctypes.data,
+            y=workspace.ctypes.data,
+            workspace=workspace.ctypes.data,
+            workspace_bytes=workspace.size,
+            tactic=4,
+        ),
+    )
+    codes, scales = expected(x.astype(np.float32), order)
+    np.testing.assert_array_equal(workspace[: codes.size].reshape(codes.shape), codes)
+    end = layout.scales + scales.size
+    np.testing.assert_array_equal(workspace[layout.scales : end].reshape(scales.shape), scales)
+    if "K split by 1," not in linear.describe(gpu, rows, 4):
+        assert (workspace[layout.counters : layout.counters + 4] == 0).all()
+
+
+def expected(x: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes[rows, bytes] and scales[words, rows, 4], by docs/spec.md."""
+    permuted = np.where(order >= 0, x[:, np.maximum(order, 0)], np.float32(0))
+    codes, words, start = [], [], 0
+    for channels, act, weight, threshold in SEGMENTS:
+        fmt = FORMATS[act]
+        tensor_scale = 2.0**-3 if fmt.scale == "e4m3" else 1.0
+        part = permuted[:, start : start + channels]
+        code, scale = quantize_blocks(part, fmt, threshold=threshold, tensor_scale=tensor_scale)
+        if fmt.element.bits == 4 and FORMATS[weight].element.bits == 4:
+            codes.append(padded_to(pack_codes(code, 4), 16))
+        else:
+            table = element_table(fmt.element).astype(np.float32)
+            codes.append(table.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)[code])
+        words.append(words_first(scale))
+        start += channels
+    return np.concatenate(codes, axis=1), np.concatenate(words)
+
+
+def probe(library: KernelLibrary) -> None:
+    """Staged and direct launches of all types, on devices with all kinds of conversions."""
+    for device in (NATIVE, PORTABLE, OLDEST):
+        for kind in range(3):
+            configure(library, seed=device + kind, multiprocessors=16)
+            check(library, device, 3, kind, 500)
+            configure(library, seed=device + kind, multiprocessors=1)
+            check(library, device, 9, kind, 501)
+
+
+BLOCK, KERNEL = "kernels/quantize_block.h", "kernels/quantize.h"
+FAULTS = (
+    Fault(
+        "wrong padding value", KERNEL, "index < zeros ? index : zeros", "index < zeros ? index : 0"
+    ),
+    Fault(
+        "wrong padding value, read directly",
+        KERNEL,
+        "values[row] = padding ? 0 : value;",
+        "values[row] = value;",
+    ),
+    Fault(
+        "missing barrier behind the staging",
+        KERNEL,
+        "  quantize::stage_rows<kType, kRows>(rows);\n  device::sync_threads();",
+        "  quantize::stage_rows<kType, kRows>(rows);",
+    ),
+    Fault(
+        "scale bytes in the wrong order",
+        KERNEL,
+        "(8 * (lane_of_word / Share::kLanes))",
+        "(24 - 8 * (lane_of_word / Share::kLanes))",
+    ),
+    Fault(
+        "scales exchanged between rows",
+        KERNEL,
+        "owned * kOwners + lane() % kOwners",
+        "owned * kOwners + (lane() ^ 1) % kOwners",
+    ),
+    Fault(
+        "missing predicate: rows behind the last",
+        KERNEL,
+        "position >= segment.channels || row >= rows.count",
+        "position >= segment.channels",
+    ),
+    Fault("threshold ignored", BLOCK, "(amax_bits + carry)", "(amax_bits + 0 * carry)"),
+    Fault(
+        "rounds halves up",
+        BLOCK,
+        "halves + 0x00FF00FFu + (halves >> 9 & 0x00010001u)",
+        "halves + 0x01000100u",
+    ),
+    Fault("no saturation", BLOCK, "codes -= (codes & 0x88888888u) >> 3;", ""),
+    Fault(
+        "sign of zero lost",
+        BLOCK,
+        "(float_bits(x[i]) & kSignBit))",
+        "(x[i] < 0 ? kSignBit : 0u))",
+    ),
+    Fault("NaN blocks keep codes", BLOCK, "== kQuietNan ? 0u : ~0u", "== kQuietNan ? ~0u : ~0u"),
+    Fault(
+        "infinity is a number",
+        BLOCK,
+        "if (amax_bits >= kExponentField) return {kE8M0Nan",
+        "if (amax_bits > kExponentField) return {kE8M0Nan",
+    ),
+    Fault(
+        "counters not set to zero",
+        KERNEL,
+        "device::store_global(params.counters + i, 0u);",
+        "device::store_global(params.counters + i, 1u);",
+    ),
+    Fault("a scale too coarse", BLOCK, "step < 3", "step < 1"),
+    Fault("codes of E4M3 shifted", BLOCK, "(low << 1, high << 1, 0x7531)", "(low, high, 0x7531)"),
+)

@@ -15,7 +15,7 @@ import pytest
 
 from mmcompile.kernels import KernelError, KernelLibrary
 from tests.kernels import quantize_probe
-from tests.kernels.build import PLUGINS
+from tests.kernels.build import FLAGS, PLUGINS
 from tests.kernels.emulated import LATE, NATIVE, PORTABLE, RANDOM, compile_library, configure
 from tests.kernels.operands import Draw, make_problem
 from tests.kernels.test_gemm import EVERYTHING, MXFP4, MXFP8, NVFP4, check
@@ -85,7 +85,10 @@ GEMM = (
         "device::mma_mxf8<step, m % 2, step, (n + 1) % 4>",
     ),
     Fault(
-        "portable: scale off by a power of two", "kernels/atoms.h", "kE4M3Offset = 8", "kE4M3Offset = 7"
+        "portable: scale off by a power of two",
+        "kernels/atoms.h",
+        "kE4M3Offset = 8",
+        "kE4M3Offset = 7",
     ),
     Fault(
         "portable: wrong half of a quad's NVFP4 scales",
@@ -169,8 +172,8 @@ GEMM = (
     Fault(
         "y is written behind its last row",
         "kernels/epilogue.h",
-        "if (row < params.rows && channel < params.out_channels)\n          store_pair",
-        "if (channel < params.out_channels)\n          store_pair",
+        "if (row < params.rows && channel < params.out_channels)\n            store_pair",
+        "if (channel < params.out_channels)\n            store_pair",
     ),
     Fault(
         "no rounding to nearest in the output",
@@ -193,7 +196,8 @@ def probe_gemm(library: KernelLibrary) -> None:
             check(make_problem(library, 11, 70, long, draw, bias=True, residual=True), gpu, tactic)
             problem = make_problem(library, 67, 34, EVERYTHING, draw, y_type=2)
             check(problem, gpu, tactic)
-            exact = make_problem(library, 3, 34, splits, Draw(exact=True), y_type=2)
+            few = Draw(exact=True)
+            exact = make_problem(library, 3, 34, splits, few, y_type=2, bias=True)
             expected = exact.exact().astype(np.float32)
             bits = expected.view(np.uint32) + 0x7FFF + (expected.view(np.uint32) >> 16 & 1)
             rounded = (bits & 0xFFFF0000).astype(np.uint32).view(np.float32)
@@ -216,7 +220,7 @@ def planted(fault: Fault, folder: Path) -> KernelLibrary:
     text = source.read_text()
     assert text.count(fault.old) == 1, f"{fault.file} has changed: {fault.old!r}"
     source.write_text(text.replace(fault.old, fault.new))
-    return KernelLibrary(compile_library(plugins, TILES))
+    return KernelLibrary(compile_library(plugins, TILES, FLAGS))
 
 
 def test_the_sources_pass_the_probes():
