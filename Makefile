@@ -12,7 +12,12 @@ export HF_HOME := $(CURDIR)/build/cache/huggingface
 export ORT_DISABLE_TELEMETRY := 1
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help dev demo test lint types bench wheel clean
+# The CUDA libraries are built where nvcc is: on the machine, or (`make nvcc`) from PyPI.
+NVCC_ROOT := $(CURDIR)/build/nvcc
+NVCC := $(firstword $(wildcard $(CUDACXX)) $(shell command -v nvcc 2> /dev/null) \
+  $(wildcard /usr/local/cuda/bin/nvcc $(NVCC_ROOT)/nvidia/cu13/bin/nvcc))
+
+.PHONY: help dev plugin nvcc demo test lint types bench wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
@@ -28,6 +33,8 @@ $(VENV)/.installed: pyproject.toml
 	  print(*(r for r in p["dependencies"] + extras if not r.startswith("mmcompile")), sep="\n")' \
 	  > $(VENV)/requirements.txt
 	@$(RUN) -m pip install $(PIP_FLAGS) --requirement $(VENV)/requirements.txt
+	@# CuTe's headers, an oracle of the tests; what else the package wants is of no use here.
+	@$(RUN) -m pip install $(PIP_FLAGS) --no-deps nvidia-cutlass==4.2.0.0
 	@touch $@
 
 .PHONY: native
@@ -44,19 +51,30 @@ native: | build
 build:
 	@mkdir -p build
 
+plugin: | build  ## build the CUDA libraries: kernels and TensorRT plugin (needs nvcc 13.0)
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B build/cuda -Wno-dev -DMMCOMPILE_PYTHON=OFF \
+	  -DMMCOMPILE_CUDA=ON $(if $(NVCC),-DMMCOMPILE_NVCC=$(NVCC)) \
+	  -DMMCOMPILE_WERROR=$(if $(CI),ON,OFF) > build/cuda.log 2>&1 \
+	  && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --build build/cuda --parallel 2 >> build/cuda.log 2>&1 \
+	  || { cat build/cuda.log; exit 1; }
+
+nvcc: dev  ## take nvcc 13.0 from PyPI, into build/nvcc, for `make plugin`
+	@$(RUN) -m pip install $(PIP_FLAGS) --target $(NVCC_ROOT) nvidia-cuda-nvcc==13.0.* \
+	  nvidia-cuda-runtime==13.0.* nvidia-cuda-cccl==13.0.* nvidia-cuda-crt==13.0.* nvidia-nvvm==13.0.*
+
 demo: dev  ## compile a real model (MiniLM-L6) and report on it
 	@$(RUN) examples/minilm/prepare.py $(DEMO)
 	@$(RUN) -m mmcompile $(DEMO)/model.onnx --gpu sm_120 --calib $(DEMO)/calibration.txt \
 	  --tokenizer $(DEMO)/tokenizer.json --verify-data $(DEMO)/heldout.txt -o $(DEMO)/out
 
-test: dev  ## run all tests
+test: dev $(if $(NVCC),plugin)  ## run all tests
 	@$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 lint: dev  ## check style and the direction of imports
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(VENV)/bin/lint-imports --no-cache
-	@$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp')
+	@$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
 
 types: dev  ## check types (mypy, strict)
 	@$(RUN) -m mypy

@@ -124,20 +124,26 @@ MMCOMPILE_DEVICE void fence_global() {
 }
 
 // Asynchronous copy of `bytes` (4, 8 or 16) from global to shared memory; where not `valid`,
-// nothing is read and zeros are written. The source must be a pointer into its array even then.
+// nothing is read, whatever the source, and zeros are written. Where not `active`, nothing happens.
 template <int bytes>
-MMCOMPILE_DEVICE void copy_async(SharedOffset destination, const void* source, bool valid) {
+MMCOMPILE_DEVICE void copy_async(SharedOffset destination, const void* source, bool valid,
+                                 bool active = true) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16);
   const std::uint32_t address = shared_address(destination);
-  const int source_bytes = valid ? bytes : 0;
   if constexpr (bytes == 16)
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(address),
-                 "l"(__cvta_generic_to_global(source)), "r"(source_bytes)
-                 : "memory");
+    asm volatile(
+        "{\n.reg .pred ignore, active;\nsetp.eq.u32 ignore, %2, 0;\nsetp.ne.u32 active, %3, 0;\n"
+        "@active cp.async.cg.shared.global.L2::128B [%0], [%1], 16, ignore;\n}" ::"r"(address),
+        "l"(__cvta_generic_to_global(source)), "r"(static_cast<int>(valid)),
+        "r"(static_cast<int>(active))
+        : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(address),
-                 "l"(__cvta_generic_to_global(source)), "r"(source_bytes), "n"(bytes)
-                 : "memory");
+    asm volatile(
+        "{\n.reg .pred ignore, active;\nsetp.eq.u32 ignore, %2, 0;\nsetp.ne.u32 active, %3, 0;\n"
+        "@active cp.async.ca.shared.global [%0], [%1], %4, ignore;\n}" ::"r"(address),
+        "l"(__cvta_generic_to_global(source)), "r"(static_cast<int>(valid)),
+        "r"(static_cast<int>(active)), "n"(bytes)
+        : "memory");
 }
 MMCOMPILE_DEVICE void commit_async() {
   asm volatile("cp.async.commit_group;" ::: "memory");

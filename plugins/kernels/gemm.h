@@ -50,16 +50,17 @@ MMCOMPILE_DEVICE SharedOffset step_place(SharedOffset place, int step) {
   return place ^ 32 * step;
 }
 
-// acc += the product of one slice, whose operands lie in shared memory at `stage`.
-template <Tile tile, typename Atoms, Instruction instruction, WeightCode code>
+// acc += the product of one slice, whose operands lie in shared memory at `stage`. Calls `between`
+// in the middle, when the tensor cores have work to do.
+template <Tile tile, typename Atoms, Instruction instruction, WeightCode code, typename Between>
 MMCOMPILE_DEVICE void multiply_slice(Accumulators<tile>& acc, const Warp<tile>& warp,
-                                     SharedOffset stage, int slice_of_segment) {
+                                     SharedOffset stage, int slice_of_segment, Between&& between) {
   constexpr int kA = tile.fragments_a();
   constexpr int kB = tile.fragments_b();
   constexpr bool widen = code != WeightCode::kAsInstruction;
   using StageA = StageLayout<tile.a_rows(), tile.warps_k>;
   using StageB = StageLayout<tile.b_rows(), tile.warps_k>;
-  constexpr int weights = Loader<tile>::kWeights;
+  constexpr int weights = kWeightsOfStage<tile>;
   const SharedOffset a_start = stage + (tile.swapped ? weights : 0);
   const SharedOffset b_start = stage + (tile.swapped ? 0 : weights);
   const SharedOffset a_codes = a_start + warp.k * StageA::kSliceSize;
@@ -83,6 +84,7 @@ MMCOMPILE_DEVICE void multiply_slice(Accumulators<tile>& acc, const Warp<tile>& 
       lane);
 
   unroll<2>([&](auto step) {
+    if constexpr (decltype(step)::value == 1) between();
     std::uint32_t a[kA][4];
 #pragma unroll
     for (int m = 0; m < kA; ++m) {
@@ -142,37 +144,27 @@ MMCOMPILE_DEVICE void multiply_slice(Accumulators<tile>& acc, const Warp<tile>& 
   });
 }
 
-template <Tile tile, typename Atoms>
+template <Tile tile, typename Atoms, typename Between>
 MMCOMPILE_DEVICE void multiply_chunk(Accumulators<tile>& acc, const Warp<tile>& warp,
-                                     SharedOffset stage, const SegmentParams& segment, int chunk) {
-  const int slice = chunk * tile.warps_k + warp.k;
-  switch (segment.instruction) {
-    case Instruction::kMxf4:
-      multiply_slice<tile, Atoms, Instruction::kMxf4, WeightCode::kAsInstruction>(acc, warp, stage,
-                                                                                  slice);
-      return;
-    case Instruction::kNvf4:
-      multiply_slice<tile, Atoms, Instruction::kNvf4, WeightCode::kAsInstruction>(acc, warp, stage,
-                                                                                  slice);
-      return;
-    case Instruction::kMxf8:
-      break;
-  }
-  switch (segment.weight_code) {
-    case WeightCode::kAsInstruction:
-      multiply_slice<tile, Atoms, Instruction::kMxf8, WeightCode::kAsInstruction>(acc, warp, stage,
-                                                                                  slice);
-      return;
-    case WeightCode::kE2M1:
-      multiply_slice<tile, Atoms, Instruction::kMxf8, WeightCode::kE2M1>(acc, warp, stage, slice);
-      return;
-    case WeightCode::kE2M3:
-      multiply_slice<tile, Atoms, Instruction::kMxf8, WeightCode::kE2M3>(acc, warp, stage, slice);
-      return;
-    case WeightCode::kE3M2:
-      multiply_slice<tile, Atoms, Instruction::kMxf8, WeightCode::kE3M2>(acc, warp, stage, slice);
-      return;
-  }
+                                     SharedOffset stage, const Walk<tile>& walk,
+                                     Between&& between) {
+  const int slice = walk.chunk() * tile.warps_k + warp.k;
+  const auto multiply = [&]<Instruction instruction, WeightCode code>() {
+    multiply_slice<tile, Atoms, instruction, code>(acc, warp, stage, slice, between);
+  };
+  constexpr WeightCode same = WeightCode::kAsInstruction;
+  if (walk.instruction() == Instruction::kMxf4)
+    multiply.template operator()<Instruction::kMxf4, same>();
+  else if (walk.instruction() == Instruction::kNvf4)
+    multiply.template operator()<Instruction::kNvf4, same>();
+  else if (walk.weight_code() == same)
+    multiply.template operator()<Instruction::kMxf8, same>();
+  else if (walk.weight_code() == WeightCode::kE2M1)
+    multiply.template operator()<Instruction::kMxf8, WeightCode::kE2M1>();
+  else if (walk.weight_code() == WeightCode::kE2M3)
+    multiply.template operator()<Instruction::kMxf8, WeightCode::kE2M3>();
+  else
+    multiply.template operator()<Instruction::kMxf8, WeightCode::kE3M2>();
 }
 
 // The block's place in y: output tiles of eight rows of tiles follow one another, so that blocks
@@ -199,46 +191,47 @@ MMCOMPILE_DEVICE void mixed_gemm(const GemmParams& params) {
   const int split = device::block_index_y();
   const int begin = static_cast<int>(std::int64_t{params.chunks} * split / params.splits);
   const int end = static_cast<int>(std::int64_t{params.chunks} * (split + 1) / params.splits);
-  const Loader<tile> loader(params, place.first_row, place.first_channel);
   const Warp<tile> warp;
 
   // Weights do not depend on the kernel before this one, activations do.
-  Walk loading = walk_to<tile>(params.segments, begin);
-  Walk waiting = loading;
+  WeightStream<tile> weights(params, place.first_channel, begin);
   for (int i = 0; i < ahead && begin + i < end; ++i) {
-    loader.load_weights(i * tile.stage_bytes(), loading);
-    advance<tile>(loading, params.segments);
+    weights.load(i * tile.stage_bytes() + kWeightsOfStage<tile>, true);
+    weights.advance();
   }
   device::wait_for_prerequisites();
+  ActivationStream<tile> activations(params, place.first_row, begin);
   for (int i = 0; i < ahead; ++i) {
     if (begin + i < end) {
-      loader.load_activations(i * tile.stage_bytes(), waiting);
-      advance<tile>(waiting, params.segments);
+      activations.load(i * tile.stage_bytes(), true);
+      activations.advance();
     }
     device::commit_async();
   }
 
   Accumulators<tile> acc;
   acc.clear();
-  Walk walk = walk_to<tile>(params.segments, begin);
+  Walk<tile> walk(params.segments, begin);
   int stage = 0;
   for (int chunk = begin; chunk < end; ++chunk) {
     device::wait_async<ahead - 1>();
     device::sync_threads();
+    const bool more = chunk + ahead < end;
     // The stage that everybody has read in the last turn.
-    if (chunk + ahead < end) {
-      const int free_stage = stage == 0 ? ahead : stage - 1;
-      loader.load_activations(free_stage * tile.stage_bytes(), loading);
-      loader.load_weights(free_stage * tile.stage_bytes(), loading);
-      advance<tile>(loading, params.segments);
+    const int free_stage = (stage == 0 ? ahead : stage - 1) * tile.stage_bytes();
+    multiply_chunk<tile, Atoms>(acc, warp, stage * tile.stage_bytes(), walk, [&] {
+      activations.load(free_stage, more);
+      weights.load(free_stage + kWeightsOfStage<tile>, more);
+      device::commit_async();
+    });
+    if (more) {
+      activations.advance();
+      weights.advance();
     }
-    device::commit_async();
-    multiply_chunk<tile, Atoms>(acc, warp, stage * tile.stage_bytes(),
-                                params.segments.segment[walk.segment], walk.chunk);
     // The sums so far are NVFP4's, still without the tensor scales.
     if (chunk + 1 == (end < params.nvf4_chunks ? end : params.nvf4_chunks))
       acc.scale(params.nvf4_scale[0], params.nvf4_scale[1]);
-    advance<tile>(walk, params.segments);
+    walk.advance();
     stage = stage == ahead ? 0 : stage + 1;
   }
 

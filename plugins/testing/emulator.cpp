@@ -270,10 +270,7 @@ void Block::fail_deadlock() const {
 void Block::begin_copy(std::uint32_t destination, const void* source, std::uint32_t bytes,
                        bool valid, const At& at) {
   const Access who = access("copy_async", at);
-  if (valid)
-    memory->read(who, source, bytes, thread().prerequisites_ended);
-  else
-    memory->check_pointer(who, source, bytes);
+  if (valid) memory->read(who, source, bytes, thread().prerequisites_ended);
   Copy copy{destination, bytes, shared.begin_copy(who, destination, bytes), nullptr, {}, false};
   copy.landed = completion_ == Completion::kEarly ||
                 (completion_ == Completion::kRandom && random_->below(2) == 0);

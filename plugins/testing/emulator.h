@@ -223,9 +223,10 @@ inline void fence_global() {
 }
 
 template <int bytes>
-void copy_async(SharedOffset destination, const void* source, bool valid, At at = At::current()) {
+void copy_async(SharedOffset destination, const void* source, bool valid, bool active = true,
+                At at = At::current()) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16);
-  emulator::begin_copy(destination, source, bytes, valid, at);
+  if (active) emulator::begin_copy(destination, source, bytes, valid, at);
 }
 inline void commit_async() {
   emulator::commit_copies();

@@ -76,7 +76,6 @@ const Case kCases[] = {
     {"copy to outside", copy_to_outside},
     {"copy misaligned", copy_misaligned},
     {"copy from outside", copy_from_outside},
-    {"invalid copy from outside", invalid_copy_from_outside},
     {"shuffles", shuffles, Result::kIndices},
     {"shuffle masks differ", shuffle_masks_differ},
     {"warp diverges", warp_diverges},

@@ -292,9 +292,6 @@ inline void copy_misaligned() {
 inline void copy_from_outside() {
   copy_async<16>(0, at_byte<Words4>(data.input, kEnd - 8), true);
 }
-inline void invalid_copy_from_outside() {
-  copy_async<16>(0, product.expected + 16, false);
-}
 
 // --- warps and barriers ---
 

@@ -170,10 +170,6 @@ void Memory::write(const Access& access, const void* pointer, std::size_t bytes,
   }
 }
 
-void Memory::check_pointer(const Access& access, const void* pointer, std::size_t alignment) {
-  find(access, pointer, 1, alignment);
-}
-
 void Memory::check_read_of(const Access& access, const Buffer& buffer, std::size_t byte) const {
   const Shadow& shadow = buffer.shadow[byte];
   if (shadow.writer == 0 || shadow.writer == actor(access.thread)) return;

@@ -38,8 +38,6 @@ class Memory {
   void read_constant(const Access& access, const void* pointer, std::size_t bytes);
   void write(const Access& access, const void* pointer, std::size_t bytes, bool waited);
   void increment(const Access& access, const void* pointer, std::size_t bytes, bool waited);
-  // Of a copy that reads nothing: its source must lie in a buffer all the same.
-  void check_pointer(const Access& access, const void* pointer, std::size_t alignment);
 
  private:
   // A thread of the grid, plus one; all threads of a block (the flag and its index); or nobody.

@@ -69,7 +69,6 @@ FAULTS = {
     "copy to outside": f"copy_async .*16 bytes at offset 1024 {SHARED}",
     "copy misaligned": "offset 4 of 'input' is misaligned for 16 bytes",
     "copy from outside": "16 bytes at offset 1016 of 'input' reach past its 1024 bytes",
-    "invalid copy from outside": OUTSIDE.format("c"),
     "shuffle masks differ": "lanes of a warp disagree on the lane mask",
     "warp diverges": "its warp diverges: lane .* is at (sync_warp|shuffle_xor)",
     "lanes end": "deadlock: .*lanes 0-7 wait in sync_warp .*lanes 8-31 ended",

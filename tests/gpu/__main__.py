@@ -1,0 +1,49 @@
+"""The checks without pytest: `python -m tests.gpu [NAME ...]`."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+
+from tests.gpu.checks import CHECKS
+from tests.gpu.machine import Skipped, open_machine
+from tests.gpu.memory import Unavailable
+
+
+def main(names: list[str]) -> int:
+    """Runs those checks whose names contain one of the names, or all.
+
+    Returns:
+        0, 1 if a check failed, 4 if there is nothing to run on.
+    """
+    try:
+        machine = open_machine()
+    except Unavailable as reason:
+        print(f"nothing to run on: {reason}")
+        return 4
+    print(machine.describe(), flush=True)
+    counts = {"passed": 0, "FAILED": 0, "skipped": 0}
+    begin = time.perf_counter()
+    for check in CHECKS:
+        if names and not any(name in check.name for name in names):
+            continue
+        start, note = time.perf_counter(), ""
+        try:
+            check.run(machine)
+            outcome = "passed"
+        except Skipped as reason:
+            outcome, note = "skipped", f" ({reason})"
+        except AssertionError as error:
+            outcome, note = "FAILED", f"\n    {error}"
+        except Exception:  # noqa: BLE001 - one broken check must not keep the others from running
+            outcome, note = "FAILED", "\n" + traceback.format_exc()
+        counts[outcome] += 1
+        print(f"{outcome:8}{time.perf_counter() - start:7.1f} s  {check.name}{note}", flush=True)
+    summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    print(f"{summary} in {time.perf_counter() - begin:.0f} s")
+    return 1 if counts["FAILED"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,116 @@
+"""What results are compared with, and how a difference is told.
+
+A float64 product of the dequantized operands, and the bound of docs/spec.md, section 7, widened to
+what tensor cores do. They do not round every addition to nearest: an instruction aligns its
+products and the accumulator at the largest of them, cuts off what lies below the last place kept,
+adds, and cuts the sum to fp32 (M. Fasi, N. Higham, M. Mikaitis, S. Pranesh, "Numerical behavior of
+NVIDIA tensor cores", PeerJ CS 2021; A100 and later keep some bits more). With u = 2^-23, one place:
+
+- each of an instruction's k products and its accumulator loses at most u times the largest of
+  them: k + 1 losses;
+- so does their sum: 1;
+- fp16 atoms add that sum to the accumulator by one fp32 operation: 1.
+
+None of these is larger than u times the sum of all magnitudes, S, but for terms in u². The
+smallest k is 16, so that K_pad channels take at most 19/16 · K_pad losses. To these come the sums
+over warps along K (at most 4) and over splits (at most 16), the tensor scale (exact), the bias and
+the residual: 22. So with m = 19/16 · K_pad + 32 the sum is within m·u / (1 − m·u) · S, which is
+about 2.4 times the bound of the specification. One rounding to y's type follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tests.gpu.numbers import (
+    F64,
+    LARGEST,
+    ROUNDOFF,
+    SMALLEST_HALF_STEP,
+    TYPE_NAMES,
+    BitArray,
+    widen,
+)
+
+_PLACE = 2.0**-23
+_SMALLEST = 2.0**-149
+"""A product or a sum below fp32's normal numbers loses at most this."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The exact y, and the sum of the magnitudes of all that is added up in it, float64[M, N]."""
+
+    exact: F64
+    magnitude: F64
+    padded_channels: int
+
+    def rows(self, chosen: npt.NDArray[np.intp]) -> Reference:
+        return Reference(self.exact[chosen], self.magnitude[chosen], self.padded_channels)
+
+
+def reference(
+    act: F64, weight: F64, bias: F64 | None = None, residual: F64 | None = None
+) -> Reference:
+    """The float64 product; its own error is 2^-29 of the bound."""
+    exact, magnitude = act @ weight.T, np.abs(act) @ np.abs(weight).T
+    for term in (bias, residual):
+        if term is not None:
+            exact, magnitude = exact + term, magnitude + np.abs(term)
+    return Reference(exact, magnitude, act.shape[1])
+
+
+def assert_within_bound(bits: BitArray, y_type: int, wanted: Reference, context: str) -> None:
+    """y is within the bound; where the exact y is NaN, it is NaN."""
+    y = widen(bits, y_type).astype(np.float64)
+    steps = 19 * wanted.padded_channels // 16 + 32
+    loss = steps * _PLACE / (1 - steps * _PLACE) * wanted.magnitude + steps * _SMALLEST
+    reach = np.abs(wanted.exact) + loss
+    bound = loss + ROUNDOFF[y_type] * reach + SMALLEST_HALF_STEP[y_type]
+    nan = np.isnan(wanted.exact)
+    with np.errstate(invalid="ignore"):
+        # Beyond the largest number and half a step, infinity is the right rounding.
+        overflow = np.isinf(y) & (reach >= LARGEST[y_type]) & (np.sign(y) == np.sign(wanted.exact))
+        good = np.where(nan, np.isnan(y), (np.abs(y - wanted.exact) <= bound) | overflow)
+    if good.all():
+        return
+    row, channel = (int(i) for i in np.argwhere(~good)[0])
+    raise AssertionError(
+        f"{context}: {int((~good).sum())} of {good.size} values of y ({TYPE_NAMES[y_type]}) are "
+        f"beyond the bound; the first is y[{row}, {channel}] = {y[row, channel]!r}, exact "
+        f"{wanted.exact[row, channel]!r}, bound {bound[row, channel]:.3g}; "
+        f"rows {_span(np.flatnonzero(~good.all(axis=1)))}, "
+        f"channels {_span(np.flatnonzero(~good.all(axis=0)))}"
+    )
+
+
+def assert_same_bits(
+    found: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic], context: str
+) -> None:
+    """Two arrays of codes, or of bits, are the same."""
+    assert found.shape == wanted.shape, f"{context}: shape {found.shape}, not {wanted.shape}"
+    wrong = np.argwhere(found != wanted)
+    if len(wrong) == 0:
+        return
+    place = tuple(int(i) for i in wrong[0])
+    spans = ", ".join(_span(np.unique(wrong[:, axis])) for axis in range(wrong.shape[1]))
+    raise AssertionError(
+        f"{context}: {len(wrong)} of {found.size} differ; the first at {place}: "
+        f"0x{int(found[place]):x}, not 0x{int(wanted[place]):x}; all in {spans}"
+    )
+
+
+def assert_same_numbers(found: BitArray, wanted: BitArray, y_type: int, context: str) -> None:
+    """Bits are the same, but that all NaNs are one; zeros may differ in their sign."""
+    a, b = widen(found, y_type), widen(wanted, y_type)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    assert_same_bits(np.where(same, wanted, found), wanted, context)
+
+
+def _span(indices: npt.NDArray[np.intp]) -> str:
+    if len(indices) <= 6:
+        return "{" + ", ".join(str(int(i)) for i in indices) + "}"
+    return f"{len(indices)} of {int(indices[0])}..{int(indices[-1])}"
