@@ -275,7 +275,9 @@ def tactics_section(run: Run) -> list[FigureTable]:
                     f"{shape}, M {rows}: {names[best]} would have been {share:.0%} faster than "
                     f"{names[chosen]} ({bench.linear.describe(run.shop.device, rows, best + 1)})"
                 )
-    table.notes += missed or [f"No tactic was over {MISSED - 1:.0%} faster than the chosen one."]
+    if table.rows and not missed:
+        missed = [f"No tactic was over {MISSED - 1:.0%} faster than the chosen one."]
+    table.notes += missed
     return [table]
 
 
@@ -327,6 +329,13 @@ def environment(run: Run) -> list[str]:
     return [f"{name}: {value}" for name, value in facts.items()]
 
 
+def write(output: Path | None, lines: list[str]) -> None:
+    """Writes the Markdown file, if one is wanted."""
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -349,12 +358,12 @@ def main() -> None:
             table.notes.append(f"Section {name}: {time.perf_counter() - start:.0f} s.")
             table.show()
             found += ["", table.markdown()]
+        # What is measured is kept, whatever happens to the next section.
+        write(arguments.output, found)
     after = ", ".join(f"{name} {value}" for name, value in device_facts().items())
     print(f"\nafter the run: {after}")
     found += ["", f"After the run: {after}."]
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("\n".join(found) + "\n", encoding="utf-8")
+    write(arguments.output, found)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,13 @@ double chunk_cycles(const Tile& tile) {
 }
 constexpr double kStartChunks = 3;  // filling the pipeline and writing y, in chunks
 
+// What splitting K costs on top: every block writes its sums, and the last one of a tile reads all.
+double sum_cycles(const Tile& tile, int splits) {
+  return splits == 1 ? 0 : 4.0 * tile.tile_floats() * (1 + splits) / 20.0;
+}
+// Blocks that share the K of their tiles, over those that the GPU holds at a time.
+constexpr int kMostWaves = 2;
+
 int blocks_per_multiprocessor(const Tile& tile) {
   const int by_memory = kSharedPerMultiprocessor / (tile.shared_bytes() + kSharedPerBlock);
   return std::clamp(by_memory, 1, 2);
@@ -38,13 +45,6 @@ constexpr std::int64_t divided_up(std::int64_t value, std::int64_t step) {
 
 std::int64_t output_tiles(const MmcLinear& linear, std::int64_t rows, const Tile& tile) {
   return divided_up(rows, tile.rows) * divided_up(linear.out_channels, tile.channels);
-}
-
-int choose_splits(const Tile& tile, std::int64_t tiles, std::int64_t blocks, int chunks) {
-  if (!tile.can_split() || tiles == 0) return 1;
-  const std::int64_t most = std::min<std::int64_t>(kMostSplits, chunks / kLeastChunks);
-  return static_cast<int>(
-      std::clamp<std::int64_t>(blocks / tiles, 1, std::max<std::int64_t>(most, 1)));
 }
 
 constexpr std::size_t aligned(std::size_t bytes) {
@@ -63,14 +63,22 @@ GemmLaunch plan_launch(const MmcLinear& linear, const MmcDevice& device, std::in
   const ChunkCount chunks = count_chunks(linear, tile);
   const std::int64_t tiles = output_tiles(linear, rows, tile);
   const std::int64_t blocks = capacity(device, tile);
-  const int splits = choose_splits(tile, tiles, blocks, chunks.all);
-  const auto waves = static_cast<double>(divided_up(tiles * splits, blocks));
-  const double turns = static_cast<double>(divided_up(chunks.all, splits)) + kStartChunks;
-  return {.tile = tile_index,
-          .tiles = tiles,
-          .splits = splits,
-          .chunks = chunks,
-          .modelled_cycles = waves * turns * chunk_cycles(tile) * blocks_per_multiprocessor(tile)};
+  const int most_splits = tile.can_split() ? std::min(kMostSplits, chunks.all / kLeastChunks) : 1;
+  GemmLaunch best{};
+  for (int splits = 1; splits == 1 || splits <= most_splits; ++splits) {
+    if (splits > 1 && tiles * splits > kMostWaves * blocks) break;
+    const auto waves = static_cast<double>(divided_up(tiles * splits, blocks));
+    const double turns = static_cast<double>(divided_up(chunks.all, splits)) + kStartChunks;
+    const double cycles = waves * turns * chunk_cycles(tile) * blocks_per_multiprocessor(tile) +
+                          sum_cycles(tile, splits);
+    if (splits == 1 || cycles < best.modelled_cycles)
+      best = {.tile = tile_index,
+              .tiles = tiles,
+              .splits = splits,
+              .chunks = chunks,
+              .modelled_cycles = cycles};
+  }
+  return best;
 }
 
 GemmLaunch choose_launch(const MmcLinear& linear, const MmcDevice& device, std::int64_t rows) {
@@ -93,8 +101,8 @@ MmcWorkspaceLayout workspace_layout(const MmcLinear& linear, const MmcDevice& de
   for (int i = 0; i < tile_count(device); ++i) {
     const Tile& tile = kTiles[i];
     if (!tile.can_split()) continue;
-    const auto blocks = static_cast<std::size_t>(
-        std::min(capacity(device, tile), output_tiles(linear, rows, tile) * kMostSplits));
+    const auto blocks = static_cast<std::size_t>(std::min(
+        kMostWaves * capacity(device, tile), output_tiles(linear, rows, tile) * kMostSplits));
     counters = std::max(counters, blocks);
     floats = std::max(floats, blocks * static_cast<std::size_t>(tile.tile_floats()));
   }

@@ -13,7 +13,7 @@ from mmcompile.kernels import FLOAT32, Arguments, Linear, WorkspaceLayout
 from tests.gpu.layers import Codes, Layer, Order, pack_activations, pack_weights
 from tests.gpu.machine import Machine
 from tests.gpu.memory import ALIGNMENT, Block
-from tests.gpu.numbers import BITS_TYPE, SIZE, BitArray
+from tests.gpu.number_types import BITS_TYPE, SIZE, BitArray
 
 POISON = 0xFF
 """Filled with it, all floats are NaN, all E8M0 scales too, and counters are far from zero."""

@@ -28,7 +28,7 @@ from mmcompile.formats import (
 )
 from mmcompile.kernels import Linear, LinearSegment
 from tests.gpu.machine import Machine
-from tests.gpu.numbers import F32, F64
+from tests.gpu.number_types import F32, F64
 
 FORMATS: tuple[BlockFormat, ...] = tuple(BLOCK_FORMATS.values())
 MXFP4, E2M3, E3M2, MXFP8, NVFP4 = range(5)

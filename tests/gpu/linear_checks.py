@@ -28,7 +28,7 @@ from tests.gpu.layers import (
     weight_values,
 )
 from tests.gpu.machine import Machine
-from tests.gpu.numbers import TYPE_NAMES, BitArray, narrow, widen
+from tests.gpu.number_types import TYPE_NAMES, BitArray, narrow, widen
 from tests.gpu.operands import any_operand, random_x, spoil_x
 
 REPEATS = 20

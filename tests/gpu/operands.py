@@ -7,7 +7,7 @@ import numpy as np
 from mmcompile.formats import E8M0_NAN, BlockFormat, CodeArray, element_table
 from mmcompile.kernels import FLOAT32
 from tests.gpu.layers import FORMATS, Codes, Layer, Random
-from tests.gpu.numbers import BITS_TYPE, BitArray, narrow
+from tests.gpu.number_types import BITS_TYPE, BitArray, narrow
 
 E4M3_ONE, E4M3_TWO = 0x38, 0x40
 

@@ -21,7 +21,7 @@ from tests.gpu.layers import (
     random_order,
 )
 from tests.gpu.machine import Machine
-from tests.gpu.numbers import TYPE_NAMES, BitArray, widen
+from tests.gpu.number_types import TYPE_NAMES, BitArray, widen
 from tests.gpu.operands import X_KINDS, any_operand, random_x
 
 OUT_CHANNELS = 8

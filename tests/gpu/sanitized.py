@@ -15,7 +15,7 @@ from tests.gpu.gemm_checks import Extras
 from tests.gpu.layers import layer
 from tests.gpu.linear_checks import random_call
 from tests.gpu.machine import Machine, open_machine
-from tests.gpu.numbers import SIZE
+from tests.gpu.number_types import SIZE
 
 READY = "calls begin"
 DONE = "calls are done"

@@ -16,7 +16,7 @@ from tests.gpu.sanitized import DONE, READY
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 FOUND_ERRORS = 86
-LIMIT_SECONDS = 240
+LIMIT_SECONDS = 120
 
 
 def _sanitizer() -> str:

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from mmcompile.formats import BLOCK_FORMATS, element_table, pack_codes, quantize_blocks
-from mmcompile.kernels import Arguments, KernelLibrary, LinearSegment
+from mmcompile.kernels import Arguments, Device, KernelLibrary, Linear, LinearSegment
 from tests.kernels.emulated import NATIVE, OLDEST, PORTABLE, aligned, configure
 from tests.node_models import padded_to, words_first
 
@@ -22,6 +22,7 @@ SEGMENTS = (  # channels, format of activations and of weights, threshold
     (96, 4, 4, 2.0),
     (64, 0, 3, 2.0),
 )
+MEDIUM = 4
 CHANNELS = sum(segment[0] for segment in SEGMENTS)
 
 
@@ -58,11 +59,33 @@ def check(library: KernelLibrary, device: int, rows: int, kind: int, in_channels
     order = aligned(np.where(source < in_channels, source, -1).astype(np.int32))
     x = aligned(activations(rows, in_channels, TYPES[kind], rows))
     layout = linear.workspace_layout(gpu, rows)
-    workspace = aligned(np.full(layout.bytes, 0xA5, np.uint8))
+    workspace = quantized(linear, gpu, x, order, kind)
+    codes, scales = expected(x.astype(np.float32), order)
+    np.testing.assert_array_equal(workspace[: codes.size].reshape(codes.shape), codes)
+    end = layout.scales + scales.size
+    np.testing.assert_array_equal(workspace[layout.scales : end].reshape(scales.shape), scales)
+
+
+def check_counters(library: KernelLibrary) -> None:
+    """The counters of a GEMM that splits K are zero when it starts."""
+    gpu = library.open_device(NATIVE)
+    linear = library.linear(4096, 256, [LinearSegment(4096, 0, 0)])
+    assert "K split by 1," not in linear.describe(gpu, 2, MEDIUM)
+    order = aligned(np.arange(4096, dtype=np.int32))
+    workspace = quantized(linear, gpu, aligned(np.ones((2, 4096), np.float32)), order, 0)
+    start = linear.workspace_layout(gpu, 2).counters
+    assert (workspace[start : start + 4 * 2] == 0).all()
+
+
+def quantized(
+    linear: Linear, gpu: Device, x: np.ndarray, order: np.ndarray, kind: int
+) -> np.ndarray:
+    """The workspace, poisoned before, behind the quantizing kernel."""
+    workspace = aligned(np.full(linear.workspace_bytes(gpu, len(x)), 0xA5, np.uint8))
     linear.quantize(
         gpu,
         Arguments(
-            rows=rows,
+            rows=len(x),
             x_type=kind,
             y_type=kind,
             x=x.ctypes.data,
@@ -72,15 +95,10 @@ def check(library: KernelLibrary, device: int, rows: int, kind: int, in_channels
             y=workspace.ctypes.data,
             workspace=workspace.ctypes.data,
             workspace_bytes=workspace.size,
-            tactic=4,
+            tactic=MEDIUM,
         ),
     )
-    codes, scales = expected(x.astype(np.float32), order)
-    np.testing.assert_array_equal(workspace[: codes.size].reshape(codes.shape), codes)
-    end = layout.scales + scales.size
-    np.testing.assert_array_equal(workspace[layout.scales : end].reshape(scales.shape), scales)
-    if "K split by 1," not in linear.describe(gpu, rows, 4):
-        assert (workspace[layout.counters : layout.counters + 4] == 0).all()
+    return workspace
 
 
 def expected(x: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,6 +122,8 @@ def expected(x: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def probe(library: KernelLibrary) -> None:
     """Staged and direct launches of all types, on devices with all kinds of conversions."""
+    configure(library, multiprocessors=16)
+    check_counters(library)
     for device in (NATIVE, PORTABLE, OLDEST):
         for kind in range(3):
             configure(library, seed=device + kind, multiprocessors=16)
