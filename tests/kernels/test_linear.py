@@ -1,0 +1,155 @@
+"""From packing to y: layers of real models, as compiled, run by the emulated kernels.
+
+Held against ONNX Runtime's result for the same node. Operands are bit-exact on both sides; the two
+sums differ by at most twice the bound of docs/spec.md, section 7, plus one rounding of y each.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto
+
+from mmcompile import CompileOptions, compile_model
+from mmcompile.calib.policy import Policy
+from mmcompile.errors import EnvironmentProblem
+from mmcompile.graph import load_model
+from mmcompile.kernels import Arguments, LinearSegment
+from mmcompile.packed import PackedLinear, dequantize_activations, dequantize_weight
+from mmcompile.pipeline.options import DataOptions, VerifyOptions
+from mmcompile.plan import GroupPlan
+from mmcompile.verify.compiled import read_nodes
+from tests.kernels.emulated import NATIVE, PORTABLE, aligned, configure, emulated_library
+from tests.kernels.operands import TYPES
+from tests.node_models import node_model
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+ELEMENTS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+Layer = tuple[GroupPlan, PackedLinear]
+
+
+def compiled_layers(model: Path, folder: Path, calibration, policy, **data) -> dict[str, Layer]:
+    """The plan and the constants of every node of the compiled model, by name."""
+    options = CompileOptions(
+        output=folder,
+        data=DataOptions(calibration=calibration, samples=16, **data),
+        policy=policy,
+        verify=VerifyOptions(enabled=False),
+        html=False,
+    )
+    result = compile_model(model, options)
+    return {
+        node.name: (plan, packed) for node, plan, packed in read_nodes(load_model(result.model))
+    }
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory):
+    from examples.minilm import prepare
+
+    try:
+        prepare.model_folder()
+    except EnvironmentProblem as missing:
+        pytest.skip(str(missing))
+    folder = tmp_path_factory.mktemp("minilm")
+    prepare.prepare(folder)
+    return compiled_layers(
+        folder / "model.onnx",
+        folder / "out",
+        folder / "calibration.txt",
+        Policy("micromix", granularity=32),
+        tokenizer=folder / "tokenizer.json",
+    )
+
+
+@pytest.fixture(scope="module")
+def babyllama(tmp_path_factory):
+    checkpoint = SHARED / "babyllama105" / "model5000.bin"
+    text = SHARED / "text" / "tinystories_valid_sample.txt"
+    if not (checkpoint.exists() and text.exists()):
+        pytest.skip("the BabyLlama checkpoint and the TinyStories excerpt are not on this machine")
+    from examples.babyllama.export import prepare
+
+    folder = tmp_path_factory.mktemp("babyllama")
+    prepare(checkpoint, text, folder)
+    return compiled_layers(
+        folder / "model.onnx", folder / "out", folder / "calibration.npz", Policy("micromix")
+    )
+
+
+def run_onnxruntime(layer: Layer, x: np.ndarray, kind: int) -> np.ndarray:
+    """y of ONNX Runtime for the node alone."""
+    plan, packed = layer
+    codes, scales = packed.weight.view(np.uint8), packed.scales.view(np.uint8)
+    model = node_model(plan, codes, scales, packed.bias, elem_type=ELEMENTS[kind])
+    session = ort.InferenceSession(model.SerializeToString())
+    return session.run(None, {"x": x})[0]
+
+
+def run_kernels(layer: Layer, x: np.ndarray, kind: int, device: int) -> np.ndarray:
+    """y of both emulated kernels, one after the other."""
+    plan, packed = layer
+    library = emulated_library()
+    gpu = library.open_device(device)
+    linear = library.linear(
+        plan.in_channels,
+        packed.bias.size,
+        [
+            LinearSegment(s.channels, s.activation.id, s.weight.id, s.act_threshold)
+            for s in plan.segments
+        ],
+        plan.act_tensor_scale,
+        plan.weight_tensor_scale,
+    )
+    assert linear.info.weight_row_bytes == packed.weight.shape[1]
+    assert linear.info.weight_scale_words == packed.scales.shape[0]
+    assert linear.info.padded_channels == packed.order.size
+    arrays = [aligned(array) for array in (x, *packed.constants())]
+    workspace = aligned(np.full(linear.workspace_bytes(gpu, len(x)), 0xFF, np.uint8))
+    y = np.full((len(x), packed.bias.size), np.nan, TYPES[kind])
+    pointers = [array.ctypes.data for array in arrays]
+    places = (None, y.ctypes.data, workspace.ctypes.data, workspace.size)
+    linear.run(gpu, Arguments(len(x), kind, kind, *pointers, *places))
+    return y
+
+
+def check(layer: Layer, rows: int, kind: int, device: int) -> None:
+    plan, packed = layer
+    rng = np.random.default_rng(plan.in_channels + rows)
+    x = rng.normal(size=(rows, plan.in_channels)) * np.exp2(2 * rng.normal(size=plan.in_channels))
+    x = x.astype(TYPES[kind])
+    expected = run_onnxruntime(layer, x, kind).astype(np.float64)
+    y = run_kernels(layer, x, kind, device).astype(np.float64)
+
+    x_hat = dequantize_activations(x.astype(np.float32), plan).astype(np.float64)
+    w_hat = dequantize_weight(packed, plan).astype(np.float64)
+    magnitude = np.abs(x_hat) @ np.abs(w_hat).T + np.abs(packed.bias)
+    terms = packed.order.size + 2
+    sums = terms * 2.0**-24 / (1 - terms * 2.0**-24) * magnitude
+    rounding = 2.0**-11 * (np.abs(expected) + sums) if kind == 1 else 0
+    error, bound = np.abs(y - expected), 2 * (sums + rounding)
+    assert (error <= bound).all(), f"off by {(error / bound).max():.3g} bounds"
+
+
+@pytest.mark.parametrize("device", [NATIVE, PORTABLE])
+def test_layers_of_minilm(minilm, device):
+    configure(emulated_library(), multiprocessors=4)
+    block = [layer for name, layer in minilm.items() if "layer.0" in name]
+    assert {plan.in_channels for plan, _ in block} == {384, 1536}
+    assert any(len(plan.segments) == 3 for plan, _ in block)
+    for layer in block:
+        check(layer, 5, 0, device)
+    check(block[0], 37, 1, device)
+
+
+@pytest.mark.parametrize("device", [NATIVE, PORTABLE])
+def test_all_layers_of_babyllama_with_352_channels(babyllama, device):
+    configure(emulated_library(), multiprocessors=4)
+    padded = [layer for layer in babyllama.values() if layer[0].in_channels == 352]
+    assert len(padded) == 5
+    for rows, layer in enumerate(padded, 1):
+        assert layer[1].order.size == 384
+        check(layer, 7 * rows, rows % 2, device)
