@@ -259,7 +259,7 @@ class Linear:
         return text.value.decode()
 
     def run(self, device: Device, arguments: Arguments) -> None:
-        """y = x · Wᵀ + bias + residual, enqueued on the stream."""
+        """Y = x · Wᵀ + bias + residual, enqueued on the stream."""
         self._library.call("mmc_linear_run", self._handle, byref(device), byref(arguments))
 
     def quantize(self, device: Device, arguments: Arguments) -> None:

@@ -109,15 +109,15 @@ size_t mmc_describe_launch(const MmcLinear* linear, const MmcDevice* device, int
 typedef struct MmcArguments {
   int64_t rows; /* M, 0..MMC_MAX_ROWS */
   int32_t x_type;
-  int32_t y_type; /* also of the residual */
-  const void* x;         /* [M, K] */
-  const int32_t* order;  /* [K_pad], 16-byte aligned; entries outside 0..K-1 mean zero */
-  const void* weight;    /* 16-byte aligned */
-  const void* scales;    /* 4-byte aligned */
-  const float* bias;     /* [N], or NULL */
-  const void* residual;  /* [M, N], or NULL; may be y itself */
-  void* y;               /* [M, N] */
-  void* workspace;       /* 256-byte aligned; its contents are scratch */
+  int32_t y_type;       /* also of the residual */
+  const void* x;        /* [M, K] */
+  const int32_t* order; /* [K_pad], 16-byte aligned; entries outside 0..K-1 mean zero */
+  const void* weight;   /* 16-byte aligned */
+  const void* scales;   /* 4-byte aligned */
+  const float* bias;    /* [N], or NULL */
+  const void* residual; /* [M, N], or NULL; may be y itself */
+  void* y;              /* [M, N] */
+  void* workspace;      /* 256-byte aligned; its contents are scratch */
   size_t workspace_bytes;
   void* stream; /* cudaStream_t */
   int32_t tactic;
