@@ -7,7 +7,6 @@ same probe that the sources as they are pass. A fault that slips through fails t
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +17,11 @@ from tests.kernels import quantize_probe
 from tests.kernels.build import FLAGS, PLUGINS
 from tests.kernels.emulated import LATE, NATIVE, PORTABLE, RANDOM, compile_library, configure
 from tests.kernels.operands import Draw, make_problem
+from tests.kernels.quantize_probe import Fault
 from tests.kernels.test_gemm import EVERYTHING, MXFP4, MXFP8, NVFP4, check
 
 TILES = (0, 3)
 """Few, so that a faulty library compiles fast: one swapped and split along K by warps, one not."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A change of `old` to `new` in a file of plugins/."""
-
-    name: str
-    file: str
-    old: str
-    new: str
 
 
 GEMM = (
