@@ -77,13 +77,14 @@ def nvcc() -> str:
     Raises:
         EnvironmentProblem: there is none.
     """
-    found = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    places = (os.environ.get("CUDACXX", ""), "nvcc", "/usr/local/cuda/bin/nvcc", str(_PYPI_NVCC))
+    found = next(filter(None, map(shutil.which, places)), None)
     if found is None:
         raise EnvironmentProblem(
             "no-nvcc",
             "nvcc",
-            "not on PATH and not in /usr/local/cuda/bin",
-            "install the CUDA toolkit 13, or pip install nvidia-cuda-nvcc",
+            "not on PATH, nor in /usr/local/cuda/bin, nor in build/nvcc",
+            "install the CUDA toolkit 13, or run `make nvcc`",
         )
     return found
 

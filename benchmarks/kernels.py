@@ -306,7 +306,8 @@ def open_run(path: Path, *, rehearsal: bool, seconds: float) -> Run:
         library = KernelLibrary(path)
         device = library.open_device(0)
     except (OSError, KernelError) as error:
-        raise SystemExit(f"{path}: {error}; build it with `make plugin`") from None
+        remedy = "name the emulated library in MMCOMPILE_KERNELS" if rehearsal else "`make plugin`"
+        raise SystemExit(f"{path}: {error}; remedy: {remedy}") from None
     clock: Clock = RehearsalClock() if rehearsal else GraphClock()
     return Run(Workshop(library, device, clock), rehearsal=rehearsal, seconds=seconds)
 

@@ -290,9 +290,6 @@ MMCOMPILE_DEVICE float multiply(float a, float b) {
 MMCOMPILE_DEVICE float add(float a, float b) {
   return __fadd_rn(a, b);
 }
-MMCOMPILE_DEVICE float divide(float a, float b) {
-  return __fdiv_rn(a, b);
-}
 // a·b + c with one rounding.
 MMCOMPILE_DEVICE float fused_multiply_add(float a, float b, float c) {
   return __fmaf_rn(a, b, c);
@@ -300,11 +297,6 @@ MMCOMPILE_DEVICE float fused_multiply_add(float a, float b, float c) {
 
 // Conversions that sm_120 (sm_89 for E4M3) has in hardware; each rounds to nearest even and
 // saturates. Of two values the first lands in the low part.
-#if defined(MMCOMPILE_NATIVE_BLOCK_SCALED)
-inline constexpr bool kHasNarrowConversions = true;
-#else
-inline constexpr bool kHasNarrowConversions = false;
-#endif
 // Two E2M1 codes in a byte.
 MMCOMPILE_DEVICE std::uint32_t convert_e2m1x2(float low, float high) {
 #if defined(MMCOMPILE_NATIVE_BLOCK_SCALED)

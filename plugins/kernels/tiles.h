@@ -30,8 +30,8 @@ struct Tile {
     return warps_k * (rows + channels) * (kSliceBytes + 2 * static_cast<int>(sizeof(float)));
   }
   constexpr int tile_floats() const { return rows * channels; }
-  // Whether blocks may share the K of one tile. The largest tile has no registers left for that,
-  // and is not chosen where blocks are few.
+  // Whether blocks may share the K of one tile. The largest tile has no registers left for
+  // that.
   constexpr bool can_split() const { return tile_floats() <= 128 * 128; }
   constexpr int shared_bytes() const {
     const int pipeline = stages * stage_bytes();

@@ -13,7 +13,7 @@ constexpr int kSharedPerMultiprocessor = 102400;
 constexpr int kSharedPerBlock = 1024;
 
 // The cost of a chunk, in clock cycles of an SM. Both instructions take 16 rows by 8 columns by 32
-// bytes of K in 4 cycles of one of four tensor cores, at the rates of sm_120. Loads come from the
+// bytes of K in 16 cycles of one of four tensor cores, at the rates of sm_120. Loads come from the
 // L2 cache at about 20 bytes per cycle and SM. Modelled; the ranking is what matters.
 double chunk_cycles(const Tile& tile) {
   const double multiply = static_cast<double>(tile.rows) * tile.channels * tile.warps_k / 16;

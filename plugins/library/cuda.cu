@@ -1,9 +1,16 @@
 // The library's machine on NVIDIA GPUs: the kernels as CUDA compiles them, and their launches.
 #include <cuda_runtime.h>
 
+#include <cstring>
+
 #include "backend.h"
 #include "dispatch.h"
 #include "gemm.h"
+
+// What the library is compiled for, as the build names it: "80 90 120f".
+#ifndef MMCOMPILE_ARCHITECTURES
+#define MMCOMPILE_ARCHITECTURES "80 90 120f"
+#endif
 
 namespace mmcompile::backend {
 namespace {
@@ -58,7 +65,7 @@ cudaError_t prepare_kernels(const MmcDevice& device) {
     if (result != cudaSuccess) return result;
   }
   for (const MmcType type : {MMC_FLOAT32, MMC_FLOAT16, MMC_BFLOAT16}) {
-    for (const int rows : {1, 2, 4}) {
+    for (const int rows : {1, 2, 4}) {  // the last is 2 again for fp32
       const QuantizeLaunch launch{true, rows, 0, 0, 0, 0};
       const cudaError_t result = with_quantize(launch, type, [](auto variant) {
         using Variant = decltype(variant);
@@ -84,9 +91,15 @@ cudaError_t describe(int ordinal, MmcDevice& device) {
   return result;
 }
 
-// sm_80 code runs on 8.x, sm_90 code on 9.0, and the family's on 12.x.
+bool was_compiled_for(const char* architecture) {
+  return std::strstr(MMCOMPILE_ARCHITECTURES, architecture) != nullptr;
+}
+
+// sm_80 code runs on its desktop successors, too, sm_90 code on 9.0 alone, the family's on 12.x.
 bool has_kernels(int architecture) {
-  return architecture / 10 == 8 || architecture == 90 || architecture / 10 == 12;
+  if (architecture / 10 == 12) return was_compiled_for("120f");
+  if (architecture == 90) return was_compiled_for("90");
+  return (architecture == 80 || architecture == 86 || architecture == 89) && was_compiled_for("80");
 }
 
 cudaLaunchConfig_t configuration(dim3 grid, int threads, int shared_bytes, void* stream) {
@@ -105,8 +118,9 @@ MmcStatus open_device(int ordinal, MmcDevice& device, MmcError* error) {
   if (result != cudaSuccess) return failed(error, "reading the properties of the GPU", result);
   if (!has_kernels(device.architecture))
     return fail(error, MMC_UNSUPPORTED,
-                "GPU %d is an sm_%d; this library has kernels for sm_8x, sm_90 and sm_12x", ordinal,
-                device.architecture);
+                "GPU %d is an sm_%d; this library was compiled for " MMCOMPILE_ARCHITECTURES
+                " (80 also serves sm_86 and sm_89, 120f all sm_12x)",
+                ordinal, device.architecture);
   int before = 0;
   result = cudaGetDevice(&before);
   if (result == cudaSuccess) result = cudaSetDevice(ordinal);
@@ -150,5 +164,5 @@ MmcStatus launch_gemm(const GemmLaunch& launch, const GemmParams& params, const 
 }  // namespace mmcompile::backend
 
 extern "C" const char* mmc_architectures() {
-  return "80 90 120f";
+  return MMCOMPILE_ARCHITECTURES;
 }

@@ -25,8 +25,9 @@ template <MmcType type, typename F>
 auto with_quantize_of(const QuantizeLaunch& launch, F&& f) {
   if (!launch.staged) return f(QuantizeVariant<type, 0>{});
   if (launch.rows_per_block == 1) return f(QuantizeVariant<type, 1>{});
-  if (launch.rows_per_block == 2) return f(QuantizeVariant<type, 2>{});
-  return f(QuantizeVariant<type, 4>{});
+  // Four rows of fp32 would spill registers, and are never chosen.
+  if (launch.rows_per_block == 2 || type == MMC_FLOAT32) return f(QuantizeVariant<type, 2>{});
+  return f(QuantizeVariant<type, type == MMC_FLOAT32 ? 2 : 4>{});
 }
 
 // f(the variant that `launch` asks for).

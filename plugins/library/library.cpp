@@ -50,12 +50,13 @@ MmcStatus check(const MmcLinear* linear, const MmcDevice* device, const MmcArgum
   if (a.x == nullptr || a.order == nullptr || a.weight == nullptr || a.scales == nullptr ||
       a.y == nullptr || a.workspace == nullptr)
     return fail(error, MMC_INVALID_ARGUMENT, "x, order, weight, scales, y or workspace is null");
-  if (!is_aligned(a.weight, 16) || !is_aligned(a.scales, 4) || !is_aligned(a.workspace, 256) ||
-      !is_aligned(a.order, 16))
+  if (!is_aligned(a.weight, 16) || !is_aligned(a.order, 16) || !is_aligned(a.scales, 4) ||
+      !is_aligned(a.x, 4) || !is_aligned(a.bias, 4) || !is_aligned(a.residual, 4) ||
+      !is_aligned(a.y, 8) || !is_aligned(a.workspace, 256))
     return fail(
         error, MMC_INVALID_ARGUMENT,
-        "needed are 16-byte aligned weight and order, 4-byte aligned scales, and a 256-byte "
-        "aligned workspace");
+        "a pointer is not aligned: needed are 16 bytes for weight and order, 8 for y, 4 for "
+        "x, scales, bias and residual, 256 for workspace");
   plan.workspace = workspace_layout(*linear, *device, a.rows);
   if (plan.workspace.bytes > a.workspace_bytes)
     return fail(error, MMC_WORKSPACE_TOO_SMALL, "%lld rows need a workspace of %zu bytes, not %zu",

@@ -327,15 +327,11 @@ inline float multiply(float a, float b) {
 inline float add(float a, float b) {
   return a + b;
 }
-inline float divide(float a, float b) {
-  return a / b;
-}
 inline float fused_multiply_add(float a, float b, float c) {
   return std::fma(a, b, c);
 }
 
 // Kernels choose between these and portable code by a parameter of a template; tests run both.
-inline constexpr bool kHasNarrowConversions = true;
 inline std::uint32_t convert_e2m1x2(float low, float high) {
   // E2M1 has no NaN: PTX makes it the largest positive value.
   const auto code = [](float value) { return std::isnan(value) ? 0x7u : encode<kE2M1>(value); };

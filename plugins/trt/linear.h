@@ -12,7 +12,8 @@
 
 namespace mmcompile::trt {
 
-/* Positions of the node's inputs, as in mmcompile/ops/schema.py; the residual is optional. */
+/* Positions of the node's inputs: those of mmcompile/ops/schema.py, and a residual, which is
+   optional and which compiled models do not use yet. */
 enum Input { kX, kOrder, kWeight, kScales, kBias, kResidual, kMaxInputs };
 constexpr int32_t kMinInputs = kResidual;
 

@@ -101,8 +101,8 @@ size_t mmc_workspace_bytes(const MmcLinear* linear, const MmcDevice* device, int
 int32_t mmc_tactic_count(const MmcDevice* device);
 const char* mmc_tactic_name(int32_t tactic);
 int32_t mmc_choose_tactic(const MmcLinear* linear, const MmcDevice* device, int64_t rows);
-/* Writes what a tactic would launch ("decode16: 32x16x4, 128 blocks, split 2, ..."), terminated,
- * and returns the length that it needs. */
+/* Writes what a tactic would launch ("decode16: 16 rows x 32 channels x 256 bytes of K, ..."),
+ * terminated, and returns the length that it needs. */
 size_t mmc_describe_launch(const MmcLinear* linear, const MmcDevice* device, int64_t rows,
                            int32_t tactic, char* text, size_t text_bytes);
 
@@ -110,13 +110,13 @@ typedef struct MmcArguments {
   int64_t rows; /* M, 0..MMC_MAX_ROWS */
   int32_t x_type;
   int32_t y_type;       /* also of the residual */
-  const void* x;        /* [M, K] */
+  const void* x;        /* [M, K]; 4-byte aligned, as are scales, bias and residual */
   const int32_t* order; /* [K_pad], 16-byte aligned; entries outside 0..K-1 mean zero */
   const void* weight;   /* 16-byte aligned */
-  const void* scales;   /* 4-byte aligned */
+  const void* scales;   /* [words, N, 4] */
   const float* bias;    /* [N], or NULL */
   const void* residual; /* [M, N], or NULL; may be y itself */
-  void* y;              /* [M, N] */
+  void* y;              /* [M, N]; 8-byte aligned */
   void* workspace;      /* 256-byte aligned; its contents are scratch */
   size_t workspace_bytes;
   void* stream; /* cudaStream_t */
@@ -128,7 +128,8 @@ MmcStatus mmc_linear_run(const MmcLinear* linear, const MmcDevice* device,
                          const MmcArguments* arguments, MmcError* error);
 
 /* The two halves of mmc_linear_run, for tests and benchmarks: x → workspace, workspace → y. Each
- * takes the same arguments. */
+ * takes the same arguments. Where K is split, a GEMM uses the counters up: every mmc_gemm_run needs
+ * an mmc_quantize_run before it. */
 MmcStatus mmc_quantize_run(const MmcLinear* linear, const MmcDevice* device,
                            const MmcArguments* arguments, MmcError* error);
 MmcStatus mmc_gemm_run(const MmcLinear* linear, const MmcDevice* device,
