@@ -1,6 +1,7 @@
 """What quantization costs in accuracy on two real models, format by format and policy by policy.
 
     python -m benchmarks.accuracy [--text FILE] [--only minilm|babyllama]
+    python -m benchmarks.accuracy --table    the stock baselines beside uniform formats and MicroMix
 
 MiniLM, a sentence encoder: cosine similarity of the compiled model's output to the original's,
 per paragraph over all token vectors ("tokens") and of the mean-pooled sentence embedding
@@ -71,14 +72,22 @@ def main() -> None:
     parser.add_argument("--minilm", type=Path, help="folder of examples/minilm/prepare.py")
     parser.add_argument("--babyllama", type=Path, help="folder of examples/babyllama/export.py")
     parser.add_argument("--only", choices=["minilm", "babyllama"])
+    parser.add_argument(
+        "--table", action="store_true", help="stock baselines, uniform formats and MicroMix only"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the tables for docs")
     arguments = parser.parse_args()
     models.use_work_folder()
     print(environment())
+    tables = (measure_minilm, measure_babyllama)
+    if arguments.table:
+        from benchmarks import baseline_table
+
+        tables = (baseline_table.minilm_table, baseline_table.babyllama_table)
     if arguments.only != "babyllama":
-        measure_minilm(arguments)
+        tables[0](arguments)
     if arguments.only != "minilm":
-        measure_babyllama(arguments)
+        tables[1](arguments)
 
 
 def cases() -> Iterator[Case]:
