@@ -77,7 +77,8 @@ def nvcc() -> str:
     Raises:
         EnvironmentProblem: there is none.
     """
-    places = (os.environ.get("CUDACXX", ""), "nvcc", "/usr/local/cuda/bin/nvcc", str(_PYPI_NVCC))
+    pypi = ROOT / "build" / "nvcc" / "nvidia" / "cu13" / "bin" / "nvcc"  # by `make nvcc`
+    places = (os.environ.get("CUDACXX", ""), "nvcc", "/usr/local/cuda/bin/nvcc", str(pypi))
     found = next(filter(None, map(shutil.which, places)), None)
     if found is None:
         raise EnvironmentProblem(

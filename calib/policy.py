@@ -1,7 +1,8 @@
 """Policies: from activation statistics to a `QuantPlan`.
 
 `micromix` is the paper's: channels sorted by magnitude, the split from the threshold shares.
-The uniform policies give every channel one format, in the model's own channel order.
+The uniform policies give every channel one format, in the model's own channel order. `cost` needs
+gradients beside the statistics and is planned in `cost_plan`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmcompile.calib.cost import (
+    CLASSES,
+    DEFAULT_BUDGETS,
+    NO_BUDGET,
+    Budget,
+    Objective,
+    candidates,
+)
 from mmcompile.calib.instrument import WatchedTensor
 from mmcompile.calib.order import Order, channel_order
 from mmcompile.calib.split import Thresholds, split_channels, threshold_ratios
@@ -29,9 +38,10 @@ from mmcompile.plan import (
 )
 from mmcompile.sites import SiteGroup
 
+COST = "cost"
 MICROMIX = "micromix"
 UNIFORM = {name: name for name in BLOCK_FORMATS} | {"mxfp6": "mxfp6_e2m3"}
-POLICIES = (MICROMIX, *UNIFORM)
+POLICIES = (MICROMIX, COST, *UNIFORM)
 GRANULARITIES = (32, 64, 128)
 
 
@@ -46,6 +56,10 @@ class Policy:
         granularity: channels that a segment's length is a multiple of.
         order: how channels are sorted; None is the policy's own.
         scale_rule: the rule of `formats.THRESHOLDS` for block exponents.
+        objective: what `cost` makes cheap.
+        target: the budget of `cost`; without any limit it is the objective's default.
+        classes: the formats that `cost` chooses from.
+        max_error: instead of a budget, the largest 1 − mean cosine similarity of any output.
     """
 
     name: str = MICROMIX
@@ -54,6 +68,10 @@ class Policy:
     granularity: int = 128
     order: Order | None = None
     scale_rule: str = "balanced"
+    objective: Objective = Objective.PREFILL
+    target: Budget = NO_BUDGET
+    classes: tuple[str, ...] = CLASSES
+    max_error: float | None = None
 
     def __post_init__(self) -> None:
         for option, value, known in (
@@ -67,6 +85,21 @@ class Policy:
         if not 0 < self.factor < 1e6:
             remedy = "use a positive number; 1 is the published setting"
             raise UsageError("bad-lambda", "--lambda", f"{self.factor} is no factor", remedy)
+        candidates(self.objective, self.classes)  # refuses classes that cannot be
+        if self.max_error is not None:
+            if not 0 < self.max_error < 2:
+                reason = f"{self.max_error:g} is no difference of a cosine similarity from 1"
+                remedy = "give a number such as 0.01"
+                raise UsageError("bad-max-error", "--max-error", reason, remedy)
+            if self.target != NO_BUDGET:
+                reason = "it stands beside a budget, which it is to find"
+                remedy = "leave out --target-speed and --target-bits, or --max-error"
+                raise UsageError("two-budgets", "--max-error", reason, remedy)
+
+    @property
+    def budget(self) -> Budget:
+        """The limits in force under `cost`."""
+        return self.target if self.target != NO_BUDGET else DEFAULT_BUDGETS[self.objective]
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -80,7 +113,7 @@ class Policy:
         """How channels are sorted."""
         if self.order is not None:
             return self.order
-        return Order.SORTED if self.name == MICROMIX else Order.NATURAL
+        return Order.SORTED if self.name in (MICROMIX, COST) else Order.NATURAL
 
     def parameters(self) -> dict[str, str | float | int]:
         """The parameters in force, for the plan and the report."""
@@ -91,6 +124,12 @@ class Policy:
         }
         if self.name == MICROMIX:
             found |= {"thresholds": self.thresholds.value, "lambda": self.factor}
+        if self.name == COST:
+            found |= {"objective": self.objective.value, "classes": " ".join(self.classes)}
+            if self.budget.speed is not None:
+                found["target_speed"] = self.budget.speed
+            if self.budget.bits is not None:
+                found["target_bits"] = self.budget.bits
         return found
 
 

@@ -1,9 +1,11 @@
-"""`Target`: what mmcompile knows of a GPU. Everything derived from it is modelled, not measured.
+"""`Target`: what mmcompile knows of a family of GPUs. All derived from it is modelled.
 
-Instruction rates are relative to FP16 with fp32 accumulation (512 FLOP per SM and clock on
-GeForce Blackwell): block-scaled E4M3 runs at 4 times that rate, block-scaled E2M1 at 8 times.
+Instruction rates are relative to FP16 with fp32 accumulation. On GeForce Blackwell that is 512
+FLOP per SM and clock, block-scaled E4M3 is 4 times as fast and block-scaled E2M1 8 times. RTX PRO
+and DGX Spark run FP16 at 1024: the same block-scaled instructions are 2 and 4 times as fast there.
 6-bit elements are recoded into E4M3 bytes, exactly, since E3M2 in the instruction would cost
-twice as much. The rates are quoted from published microbenchmarks of sm_120, none is our own.
+twice as much. The rates, and the figures of single GPUs, stand with their sources in
+`mmcompile/gpus.py`; none is our own.
 """
 
 from __future__ import annotations
@@ -13,30 +15,33 @@ from dataclasses import dataclass
 
 from mmcompile.errors import UsageError
 from mmcompile.formats import BlockFormat
+from mmcompile.gpus import plain_name
 from mmcompile.plan import GroupPlan
 
 
 @dataclass(frozen=True)
 class Target:
-    """A GPU or a family of GPUs.
+    """A family of GPUs.
 
     Attributes:
-        name: canonical name, e.g. `sm_120`.
+        name: its architecture, e.g. `sm_120`.
         description: what it is, in a few words.
         native: it has block-scaled tensor-core instructions; other GPUs decode to bf16.
         aliases: other names that users type.
+        fp16_rate: FLOP per SM and clock of FP16 with fp32 accumulation, where `native`.
     """
 
     name: str
     description: str
     native: bool
     aliases: tuple[str, ...]
+    fp16_rate: int = 512
 
     def tensor_core_rate(self, fmt: BlockFormat) -> float:
         """Rate of a format's instruction relative to FP16 on this GPU."""
         if not self.native:
             return 1.0
-        return 8.0 if fmt.element.bits == 4 else 4.0
+        return (4096 if fmt.element.bits == 4 else 2048) / self.fp16_rate
 
     def compute_limit(self, groups: Iterable[GroupPlan]) -> float:
         """Modelled limit of speed over FP16 where the tensor cores bound: large batches.
@@ -56,16 +61,26 @@ class Target:
 TARGETS = (
     Target(
         "sm_120",
-        "GeForce RTX 50 and RTX PRO Blackwell",
+        "GeForce RTX 50",
         True,
-        ("rtx5090", "rtx5080", "rtx5070ti", "rtx5070", "rtx5060ti", "rtx5060", "rtxpro6000"),
+        (
+            "rtx5090",
+            "rtx5080",
+            "rtx5070ti",
+            "rtx5070tilaptop",
+            "rtx5070",
+            "rtx5060ti",
+            "rtx5060",
+        ),
     ),
-    Target("sm_121", "DGX Spark (GB10)", True, ("dgxspark", "gb10")),
+    Target("sm_120", "RTX PRO Blackwell", True, ("rtxpro6000",), fp16_rate=1024),
+    Target("sm_121", "DGX Spark (GB10)", True, ("dgxspark", "gb10"), fp16_rate=1024),
     Target("sm_90", "Hopper, portable kernels", False, ("h100", "h200", "gh200")),
     Target("sm_89", "Ada, portable kernels", False, ("rtx4090", "rtx4080", "l4", "l40", "l40s")),
     Target("sm_80", "Ampere A100, portable kernels", False, ("a100", "a30")),
 )
-"""Blackwell natively; older GPUs through the portable implementation of the same mathematics."""
+"""Blackwell natively; older GPUs through the portable implementation of the same mathematics. An
+architecture's own name stands for the first of its entries."""
 
 
 def parse_target(name: str) -> Target:
@@ -74,8 +89,7 @@ def parse_target(name: str) -> Target:
     Raises:
         UsageError: unknown; the message lists the known ones.
     """
-    wanted = "".join(name.lower().split()).replace("-", "").replace("_", "")
-    wanted = wanted.removeprefix("nvidia").removeprefix("geforce")
+    wanted = plain_name(name)
     for target in TARGETS:
         if wanted in (target.name.replace("_", ""), *target.aliases):
             return target

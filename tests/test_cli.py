@@ -26,10 +26,31 @@ from mmcompile.formats import THRESHOLDS
 from mmcompile.tables import Name
 from mmcompile.target import TARGETS
 from tests.models import model_of, weight
-from tests.workplace import HIDDEN, Workplace, call, command, samples, spawn, two_layers
+from tests.workplace import (
+    BUNDLE,
+    HIDDEN,
+    LIBRARY,
+    Workplace,
+    call,
+    command,
+    samples,
+    spawn,
+    two_layers,
+)
 
 HEAVY = {"jinja2", "matplotlib", "numpy", "onnx", "onnxruntime", "polygraphy", "rich", "torch"}
-COMMANDS = ("calibrate", "compile", "diff", "doctor", "export", "inspect", "report", "verify")
+COMMANDS = (
+    "bench",
+    "build",
+    "calibrate",
+    "compile",
+    "diff",
+    "doctor",
+    "export",
+    "inspect",
+    "report",
+    "verify",
+)
 
 
 @pytest.fixture
@@ -149,6 +170,7 @@ def test_compile_writes_its_files_and_says_so(work):
     result = work.compile("--html")
     assert (result.code, result.err) == (0, "")
     files = {"model.onnx", "model.onnx.data", "plan.json", "report.json", "report.html"}
+    files |= BUNDLE | ({LIBRARY} & set(work.contents()))
     assert set(work.contents()) == files
     assert {line for line in result.out.splitlines() if line.startswith("wrote")} == {
         f"wrote {work.out / name}" for name in files

@@ -13,7 +13,7 @@ from mmcompile.calib.order import Order, channel_order
 from mmcompile.calib.policy import (
     GRANULARITIES,
     MICROMIX,
-    POLICIES,
+    UNIFORM,
     Policy,
     make_plan,
     plan_group,
@@ -200,7 +200,7 @@ def test_micromix_sorts_by_the_largest_sample_mean(tmp_path):
     assert plan.channel_order()[-1] == 7
 
 
-@pytest.mark.parametrize("name", [name for name in POLICIES if name != MICROMIX])
+@pytest.mark.parametrize("name", UNIFORM)
 def test_uniform_policies(name, tmp_path):
     plan, _ = planned(tmp_path, Policy(name, granularity=64))
     fmt = {"mxfp6": "mxfp6_e2m3"}.get(name, name)

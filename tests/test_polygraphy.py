@@ -10,9 +10,9 @@ import pytest
 from polygraphy.comparator import CosineSimilarityCompareFunc, IterationResult, SnrCompareFunc
 
 from mmcompile import CompileOptions, compile_model
+from mmcompile.build.bundle import polygraphy_lines
 from mmcompile.passes.find_linears import Selection
 from mmcompile.pipeline.options import DataOptions
-from mmcompile.pipeline.reporting import polygraphy_lines
 from mmcompile.verify.metrics import Agreement
 from tests.models import linear_model
 

@@ -20,6 +20,9 @@ from tests.models import model_of, weight
 
 ROOT = Path(__file__).parent.parent
 CHANNELS, HIDDEN, OUT = 96, 64, 48
+BUNDLE = {"build.json", "reproduce.sh"}
+"""Files for building an engine elsewhere; the plugin library, too, where this machine has it."""
+LIBRARY = "libmmcompile_plugin.so"
 TOKENS = 8
 
 

@@ -10,12 +10,15 @@ from typing import Any
 import click
 
 from mmcompile import __version__
+from mmcompile.cli.bench import bench_command
 from mmcompile.cli.config import config_option
 from mmcompile.cli.help import DefaultGroup, SectionedCommand
 from mmcompile.cli.options import (
     FILE,
     data_options,
+    engine_options,
     json_option,
+    make_build,
     make_data,
     make_policy,
     make_selection,
@@ -76,6 +79,13 @@ cli.command_class = SectionedCommand
 @selection_options
 @click.option("--verify/--no-verify", default=True, help="Compare the result with the original.")
 @verify_options
+@click.option(
+    "--engine/--no-engine",
+    default=None,
+    help="Fail where no engine can be built, or build none; by default one is built where "
+    "TensorRT and the GPU are present.",
+)
+@engine_options
 @click.option("--html/--no-html", default=True, help="Write report.html, too.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, with sizes; write nothing.")
 @config_option
@@ -107,6 +117,7 @@ def compile_command(
         plan=values["plan"],
         selection=make_selection(values),
         verify=make_verify(values),
+        build=make_build(values),
         html=values["html"],
         dry_run=values["dry_run"],
         command=shlex.join(["mmcompile", *sys.argv[1:]]),
@@ -122,6 +133,23 @@ def compile_command(
     else:
         print_report(result.report, verbose)
         print_outcome(result, options)
+
+
+@cli.command("build", short_help="Build the engine of an output folder, where TensorRT is.")
+@click.argument("folder", type=FILE)
+@engine_options
+def build_command(folder: Path, **values: Any) -> None:
+    """Build the engine of FOLDER, which mmcompile wrote, on a machine with TensorRT and the GPU.
+
+    Options that are given win over those of the compilation. An earlier engine stays until the
+    new one is complete.
+    """
+    from mmcompile.pipeline.delivery import build_bundle
+
+    built, files = build_bundle(folder, make_build(values))
+    click.echo(f"engine for {built.device.name}, TensorRT {built.tensorrt}")
+    for file in files:
+        click.echo(f"wrote {file}")
 
 
 @cli.command("export", short_help="Export a PyTorch model to ONNX.")
@@ -248,23 +276,43 @@ def diff_command(old: Path, new: Path) -> int:
 @click.option(
     "--data", "verify_data", metavar="DATA", required=True, help="Inputs, like compile's --calib."
 )
+@click.option(
+    "--against",
+    type=FILE,
+    metavar="ENGINE",
+    help="Also run this engine.plan on the GPU and compare it with both models.",
+)
 @text_options
 @verify_options
 @json_option
-def verify_command(original: Path, compiled: Path, as_json: bool, **values: Any) -> int:
-    """Compare COMPILED with ORIGINAL in ONNX Runtime; exit code 5 if --fail-below is missed."""
+def verify_command(
+    original: Path, compiled: Path, against: Path | None, as_json: bool, **values: Any
+) -> int:
+    """Compare COMPILED with ORIGINAL in ONNX Runtime; exit code 5 if --fail-below is missed.
+
+    With --against, an engine is compared with both, on the GPU that it was built for; --layers
+    then builds a second engine that gives out every layer.
+    """
     from mmcompile.cli.console import print_json
     from mmcompile.cli.tables import print_verification
     from mmcompile.errors import ExitCode
     from mmcompile.pipeline.verification import verify_files
 
     data = make_data({**values, "samples": values["verify_samples"]})
-    report = verify_files(original, compiled, data, make_verify(values), _progress(as_json))
-    if as_json:
-        print_json(report)
+    options, progress = make_verify(values), _progress(as_json)
+    if against is None:
+        reports = [verify_files(original, compiled, data, options, progress)]
     else:
-        print_verification(report)
-    return ExitCode.OK if report.passed else ExitCode.VERIFICATION_FAILED
+        from mmcompile.pipeline.against import verify_engine
+
+        reports = list(verify_engine(original, compiled, against, data, options, progress))
+    if as_json:
+        print_json(reports[0] if against is None else reports)
+    else:
+        for report in reports:
+            print_verification(report)
+    passed = all(report.passed for report in reports)
+    return ExitCode.OK if passed else ExitCode.VERIFICATION_FAILED
 
 
 @cli.command("report", short_help="Show the report of an output folder.")
@@ -293,18 +341,40 @@ def report_command(source: Path, html: Path | None, as_json: bool, verbose: bool
         click.echo(f"wrote {html}", err=as_json)
 
 
+cli.add_command(bench_command)
+
+
 @cli.command("doctor", short_help="Say what this machine has, lacks, and what that costs.")
+@click.option(
+    "--selftest",
+    is_flag=True,
+    help="Run every kernel against the CPU tables: on the GPU, else in the emulator.",
+)
+@click.option("--quick", is_flag=True, help="With --selftest: leave out the rates.")
+@click.option(
+    "-o",
+    "--output",
+    type=FILE,
+    metavar="FILE",
+    help="With --selftest: write the results as JSON, to send in.",
+)
 @json_option
-def doctor_command(as_json: bool) -> int:
+def doctor_command(selftest: bool, quick: bool, output: Path | None, as_json: bool) -> int:
     """Say what this machine has and lacks, what that costs and what to do about it.
 
-    The exit code is 4 if something is missing that nothing works without.
+    The exit code is 4 if something is missing that nothing works without. With --selftest it is 5
+    if a kernel disagrees with the CPU tables, 4 if nothing could be run.
     """
     from mmcompile.cli.console import print_json
     from mmcompile.cli.diagnosis import print_findings
     from mmcompile.doctor import examine
     from mmcompile.errors import ExitCode
 
+    if selftest:
+        return _self_test(as_json, output, quick)
+    if output is not None or quick:
+        option = "--output" if output is not None else "--quick"
+        raise click.UsageError(f"{option} needs --selftest")
     findings = examine()
     if as_json:
         print_json(findings)
@@ -312,6 +382,33 @@ def doctor_command(as_json: bool) -> int:
         print_findings(findings)
     complete = all(finding.present or not finding.required for finding in findings)
     return ExitCode.OK if complete else ExitCode.ENVIRONMENT
+
+
+def _self_test(as_json: bool, output: Path | None, quick: bool) -> int:
+    import msgspec
+
+    from mmcompile.cli.console import print_json
+    from mmcompile.cli.selftest import print_self_test
+    from mmcompile.doctor.selftest import self_test
+    from mmcompile.errors import ExitCode
+    from mmcompile.pipeline.files import check_target, write_text
+
+    if output is not None:
+        check_target(output)
+    result = self_test(_progress(as_json), quick=quick)
+    if output is not None:
+        packed = msgspec.json.format(msgspec.json.encode(result), indent=1)
+        write_text(output, packed.decode() + "\n")
+    if as_json:
+        print_json(result)
+    else:
+        print_self_test(result)
+    if output is not None:
+        click.echo(f"wrote {output}", err=as_json)
+    if result.passed:
+        return ExitCode.OK
+    ran = any(part.checks for part in result.parts)
+    return ExitCode.VERIFICATION_FAILED if ran else ExitCode.ENVIRONMENT
 
 
 def _progress(quiet: bool) -> Any:

@@ -17,6 +17,11 @@ SECTIONS = {
     "Statistics": ("stats", "save_stats"),
     "Precision": (
         "policy",
+        "objective",
+        "target_speed",
+        "target_bits",
+        "max_error",
+        "classes",
         "thresholds",
         "factor",
         "granularity",
@@ -25,6 +30,7 @@ SECTIONS = {
         "plan",
     ),
     "Layers": ("include", "exclude", "quantize_heads"),
+    "Engine": ("engine", "shapes", "optimization_level", "workspace", "embed_plugin", "triton"),
     "Verification": ("verify", "verify_samples", "fail_below", "layers", "nodes", "logits"),
 }
 """The options' Python names by section, in the order in which help shows them."""

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from mmcompile.errors import UsageError
 
 if TYPE_CHECKING:
+    from mmcompile.build.options import BuildOptions
     from mmcompile.calib.policy import Policy
     from mmcompile.passes.find_linears import Selection
     from mmcompile.pipeline.options import DataOptions, VerifyOptions
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 
-POLICIES = ("micromix", "mxfp4", "nvfp4", "mxfp6", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8")
+POLICIES = ("micromix", "cost", "mxfp4", "nvfp4", "mxfp6", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8")
 
 
 def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -79,8 +80,44 @@ policy_options = options(
         metavar="NAME",
         default="micromix",
         show_default=True,
-        help="micromix splits the channels of each layer into MXFP4, MXFP6 and MXFP8; "
-        f"{', '.join(POLICIES[1:])} give all channels one format.",
+        help="micromix splits the channels of each layer into MXFP4, MXFP6 and MXFP8 by size; "
+        "cost chooses the formats that change the model's output least for a budget; "
+        f"{', '.join(POLICIES[2:])} give all channels one format.",
+    ),
+    click.option(
+        "--objective",
+        type=click.Choice(["prefill", "decode", "memory"]),
+        metavar="WHAT",
+        default="prefill",
+        show_default=True,
+        help="What cost saves: prefill (tensor-core time), decode (bytes of weights, activations "
+        "wider) or memory (bytes of weights).",
+    ),
+    click.option(
+        "--target-speed",
+        type=float,
+        metavar="X",
+        help="Budget of cost: mean tensor-core cost, from 1 (all FP4) to 2 (no FP4). "
+        "Default: 1.25 for prefill.",
+    ),
+    click.option(
+        "--target-bits",
+        type=float,
+        metavar="X",
+        help="Budget of cost: mean bits per weight, scales included. "
+        "Default: 4.75 for decode, 5 for memory.",
+    ),
+    click.option(
+        "--max-error",
+        type=float,
+        metavar="X",
+        help="Instead of a budget: cost finds the smallest one with which 1 − mean cosine of every "
+        "output, measured, is at most this.",
+    ),
+    click.option(
+        "--classes",
+        metavar="FORMATS",
+        help="Formats that cost chooses from, with commas; default: all.",
     ),
     click.option(
         "--thresholds",
@@ -164,6 +201,33 @@ verify_options = options(
     ),
 )
 
+engine_options = options(
+    click.option(
+        "--shapes",
+        multiple=True,
+        metavar="NAME:[MIN,OPT,MAX]",
+        help="Shapes of an input, as in input_ids:[1x1,1x512,8x2048]; an input named again starts "
+        "the next profile.",
+    ),
+    click.option(
+        "--optimization-level",
+        type=click.IntRange(0, 5),
+        metavar="N",
+        help="TensorRT's builder optimization level, 0 to 5.",
+    ),
+    click.option(
+        "--workspace", metavar="SIZE", help="Limit on TensorRT's scratch memory, e.g. 4G."
+    ),
+    click.option(
+        "--embed-plugin",
+        is_flag=True,
+        help="Put the plugin into the engine, version-compatible.",
+    ),
+    click.option(
+        "--triton", metavar="NAME", help="Also write a Triton model repository for this name."
+    ),
+)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="List every layer and node.")
 
@@ -174,7 +238,19 @@ def refuse_beside_plan(context: click.Context) -> None:
     Raises:
         UsageError: there is one.
     """
-    for name in ("policy", "thresholds", "factor", "granularity", "order", "scale_rule"):
+    for name in (
+        "policy",
+        "objective",
+        "target_speed",
+        "target_bits",
+        "max_error",
+        "classes",
+        "thresholds",
+        "factor",
+        "granularity",
+        "order",
+        "scale_rule",
+    ):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             option = next(p.opts[0] for p in context.command.params if p.name == name)
             reason = "it has no effect beside --plan, which holds the decision already"
@@ -182,11 +258,22 @@ def refuse_beside_plan(context: click.Context) -> None:
 
 
 def make_policy(values: dict[str, Any]) -> Policy:
-    """The policy that the options ask for."""
+    """The policy that the options ask for.
+
+    Raises:
+        UsageError: options contradict each other, or a value is impossible.
+    """
+    from mmcompile.calib.cost import CLASSES, Budget, Objective
     from mmcompile.calib.order import Order
-    from mmcompile.calib.policy import Policy
+    from mmcompile.calib.policy import COST, Policy
     from mmcompile.calib.split import Thresholds
 
+    for name in ("target_speed", "target_bits", "max_error", "classes"):
+        if values[name] is not None and values["policy"] != COST:
+            option = f"--{name.replace('_', '-')}"
+            reason = f"it has no effect on --policy {values['policy']}"
+            raise UsageError("option-without-effect", option, reason, "add --policy cost")
+    classes = CLASSES if values["classes"] is None else values["classes"].split(",")
     return Policy(
         name=values["policy"],
         thresholds=Thresholds(values["thresholds"]),
@@ -194,6 +281,10 @@ def make_policy(values: dict[str, Any]) -> Policy:
         granularity=int(values["granularity"]),
         order=Order(values["order"]) if values["order"] else None,
         scale_rule=values["scale_rule"],
+        objective=Objective(values["objective"]),
+        target=Budget(values["target_speed"], values["target_bits"]),
+        classes=tuple(name.strip() for name in classes),
+        max_error=values["max_error"],
     )
 
 
@@ -216,6 +307,21 @@ def make_data(values: dict[str, Any]) -> DataOptions:
         max_length=values["max_length"],
         chunk=values["chunk"],
         seed=values["seed"],
+    )
+
+
+def make_build(values: dict[str, Any]) -> BuildOptions:
+    """How the options want the engine built."""
+    from mmcompile.build.options import BuildOptions, parse_bytes
+
+    workspace = values["workspace"]
+    return BuildOptions(
+        engine=values.get("engine"),
+        shapes=tuple(values["shapes"]),
+        optimization_level=values["optimization_level"],
+        workspace_bytes=None if workspace is None else parse_bytes(workspace),
+        embed_plugin=values["embed_plugin"],
+        triton=values["triton"],
     )
 
 

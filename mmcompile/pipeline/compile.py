@@ -9,6 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from mmcompile.build.bundle import SCRIPT_FILE
+from mmcompile.build.interface import check_model, model_interface
+from mmcompile.build.meta import BUILD_FILE, ENGINE_FILE, META_FILE
+from mmcompile.build.plugin import LIBRARY
 from mmcompile.errors import VerificationError
 from mmcompile.graph import ModelWriter, load_model
 from mmcompile.output import DATA_FILE, MODEL_FILE, StagedOutput, disk_errors
@@ -17,6 +21,7 @@ from mmcompile.packed import PackedLinear
 from mmcompile.passes.rewrite_linears import packed_names, rewrite_linears
 from mmcompile.pipeline.calibrate import open_inputs
 from mmcompile.pipeline.decision import Decision, decide
+from mmcompile.pipeline.delivery import choose, deliver, finish_triton
 from mmcompile.pipeline.files import FAILED, PLAN_FILE, REPORT_HTML, REPORT_JSON, check_name
 from mmcompile.pipeline.forecast import model_bytes
 from mmcompile.pipeline.options import CompileOptions, CompileResult
@@ -61,6 +66,8 @@ def compile_model(
         prepared = prepare(Path(path), options.selection)
         inputs = open_inputs(prepared, options.data)
     check_demands(prepared, inputs.held_back, options.verify)
+    interface = model_interface(prepared.source.proto)
+    choices = choose(interface, options.build, inputs.calibration or inputs.held_back)
     if options.dry_run:
         decision = decide(prepared, inputs, options, progress, watch)
         outcome = Outcome(watch.seconds, model_bytes(prepared, decision.decided))
@@ -72,6 +79,8 @@ def compile_model(
             rewritten = rewrite_linears(prepared.source.proto, decision.decided)
         with watch.stage("pack"):
             figures = _write(prepared, decision, rewritten, stage.folder, progress)
+        written = onnx.load(stage.folder / MODEL_FILE, load_external_data=False)
+        check_model(interface, model_interface(written), options.output / MODEL_FILE)
         verification = None
         if options.verify.enabled:
             with watch.stage("verify"):
@@ -79,13 +88,28 @@ def compile_model(
                 compiled = load_model(stage.folder / MODEL_FILE)
                 verification = verify_models(prepared, compiled, evidence, options.verify, progress)
         size = sum(file.stat().st_size for file in stage.folder.iterdir())
-        outcome = Outcome(watch.seconds, size, figures, verification)
+        _write_plan(decision.plan, stage.folder)
+        delivery = None
+        if verification is None or verification.passed:
+            with watch.stage("build"):
+                delivery = deliver(
+                    stage.folder,
+                    options.output,
+                    interface,
+                    choices,
+                    options.build,
+                    target=target.name,
+                    original=prepared.source.path,
+                )
+        outcome = Outcome(watch.seconds, size, figures, verification, delivery)
         report = build_report(prepared, decision, target, options, outcome)
-        _write_documents(decision.plan, report, stage.folder, options.html)
-        if verification is not None and not verification.passed:
+        _write_report(report, stage.folder, options.html)
+        if delivery is None:
+            assert verification is not None
             _refuse(stage, verification)
         files = stage.commit()
         _remove_stale(options.output, files)
+    files += finish_triton(options.output, delivery, options.build)
     return CompileResult(decision.plan, report, files, passed=True)
 
 
@@ -131,9 +155,12 @@ def _measure(
     )
 
 
-def _write_documents(plan: QuantPlan, report: Report, folder: Path, html: bool) -> None:
+def _write_plan(plan: QuantPlan, folder: Path) -> None:
     with disk_errors(folder):
         (folder / PLAN_FILE).write_text(dump_plan(plan), encoding="utf-8")
+
+
+def _write_report(report: Report, folder: Path, html: bool) -> None:
     write_json(report, folder / REPORT_JSON)
     if html:
         page = render_html(report)
@@ -143,7 +170,8 @@ def _write_documents(plan: QuantPlan, report: Report, folder: Path, html: bool) 
 
 def _remove_stale(folder: Path, written: tuple[Path, ...]) -> None:
     """Removes what an earlier run left and this one did not write: it speaks of another model."""
-    own = (DATA_FILE, REPORT_HTML, FAILED + REPORT_JSON, FAILED + REPORT_HTML)
+    own: tuple[str, ...] = (DATA_FILE, REPORT_HTML, FAILED + REPORT_JSON, FAILED + REPORT_HTML)
+    own += (ENGINE_FILE, META_FILE, BUILD_FILE, SCRIPT_FILE, LIBRARY)
     with disk_errors(folder):
         for path in {folder.absolute() / name for name in own}.difference(written):
             path.unlink(missing_ok=True)

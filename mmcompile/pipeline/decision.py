@@ -9,11 +9,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from mmcompile.calib.policy import make_plan, watched_tensor
+from mmcompile.calib.policy import COST, make_plan, watched_tensor
 from mmcompile.calib.stats import ActivationStats, TensorStats
 from mmcompile.pipeline.calibrate import Inputs, calibrated
 from mmcompile.pipeline.options import CompileOptions
 from mmcompile.pipeline.prepare import Prepared, match_plan
+from mmcompile.pipeline.sense import plan_by_cost
 from mmcompile.pipeline.stopwatch import Stopwatch
 from mmcompile.pipeline.uncalibrated import decides_without_data, plan_without_data
 from mmcompile.plan import GroupPlan, QuantPlan, load_plan
@@ -79,9 +80,13 @@ def decide(
                 prepared, inputs.calibration, options.policy.ratios, options.data.seed, progress
             )
         with watch.stage("plan"):
-            plan = make_plan(
-                prepared.groups, stats, options.policy, prepared.source, prepared.left_alone
-            )
+            if options.policy.name == COST:
+                data, seed = inputs.calibration, options.data.seed
+                plan = plan_by_cost(prepared, data, stats, options.policy, seed, progress)
+            else:
+                plan = make_plan(
+                    prepared.groups, stats, options.policy, prepared.source, prepared.left_alone
+                )
     decided = tuple(zip(prepared.groups, plan.groups, strict=True))
     return Decision(plan, decided, inputs, stats, cached)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from mmcompile.calib.policy import MICROMIX, UNIFORM, Policy
+from mmcompile.calib.policy import COST, UNIFORM, Policy
 from mmcompile.graph.tensors import is_external, storage_bytes
 from mmcompile.passes.rewrite_linears import rewrite_linears
 from mmcompile.pipeline.options import CompileOptions
@@ -70,10 +70,10 @@ def forecast(model: Path, options: CompileOptions) -> Forecast:
     target = parse_target(options.gpu)
     prepared = prepare(model, options.selection)
     policy = options.policy
-    names = _MICROMIX_FORMATS if policy.name == MICROMIX else (UNIFORM[policy.name],)
+    names = _formats(policy)
     base = plan_without_data(prepared, Policy("mxfp8", granularity=policy.granularity))
     note = "The order and the tensor scales are not known without data (--calib); the size is."
-    if policy.name == MICROMIX:
+    if policy.name not in UNIFORM:
         note = "The split is not known without data (--calib); the size lies between these."
     return Forecast(
         model=str(model),
@@ -87,6 +87,13 @@ def forecast(model: Path, options: CompileOptions) -> Forecast:
         left_alone=prepared.left_alone,
         note=note,
     )
+
+
+def _formats(policy: Policy) -> tuple[str, ...]:
+    """The formats that a policy chooses from."""
+    if policy.name in UNIFORM:
+        return (UNIFORM[policy.name],)
+    return policy.classes if policy.name == COST else _MICROMIX_FORMATS
 
 
 def model_bytes(prepared: Prepared, decided: Sequence[tuple[SiteGroup, GroupPlan]]) -> int:

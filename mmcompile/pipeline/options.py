@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmcompile.build.options import BuildOptions
 from mmcompile.calib.policy import Policy
 from mmcompile.passes.find_linears import Selection
 from mmcompile.plan import QuantPlan
@@ -73,6 +74,7 @@ class CompileOptions:
         plan: a plan to use instead of calibrating.
         selection: which linears to take.
         verify: how to verify.
+        build: whether and how the engine is built.
         html: write report.html, too.
         dry_run: plan and size everything, write nothing.
         command: the command line, for the report.
@@ -85,6 +87,7 @@ class CompileOptions:
     plan: Path | None = None
     selection: Selection = field(default_factory=Selection)
     verify: VerifyOptions = field(default_factory=VerifyOptions)
+    build: BuildOptions = field(default_factory=BuildOptions)
     html: bool = True
     dry_run: bool = False
     command: str = ""
@@ -97,7 +100,7 @@ class CompileResult:
     Attributes:
         plan: the decision.
         report: all figures.
-        files: the files written, empty for a dry run.
+        files: the files written, empty for a dry run; the folder of a Triton repository, too.
         passed: False where verification missed `fail_below`.
     """
 
@@ -105,6 +108,11 @@ class CompileResult:
     report: Report
     files: tuple[Path, ...]
     passed: bool
+
+    @property
+    def engine(self) -> Path | None:
+        """The engine, where this machine could build it."""
+        return next((path for path in self.files if path.name == "engine.plan"), None)
 
     @property
     def model(self) -> Path | None:

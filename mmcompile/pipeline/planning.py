@@ -6,7 +6,8 @@ import functools
 from pathlib import Path
 
 from mmcompile.calib.collect import ROW_LIMIT
-from mmcompile.calib.policy import Policy, make_plan, watched_tensor
+from mmcompile.calib.data import CalibrationData
+from mmcompile.calib.policy import COST, Policy, make_plan, watched_tensor
 from mmcompile.calib.stats import ActivationStats, merge
 from mmcompile.errors import UsageError
 from mmcompile.output import disk_errors
@@ -15,6 +16,7 @@ from mmcompile.pipeline.calibrate import calibrated, open_inputs
 from mmcompile.pipeline.files import check_target, write_text
 from mmcompile.pipeline.options import DataOptions
 from mmcompile.pipeline.prepare import Prepared, prepare
+from mmcompile.pipeline.sense import plan_by_cost, refuse_shards
 from mmcompile.pipeline.uncalibrated import decides_without_data, plan_without_data
 from mmcompile.plan import dump_plan
 from mmcompile.progress import Progress
@@ -44,13 +46,18 @@ def make_plan_file(
         progress: told how far calibration is.
     """
     _check_sources(data, shards, save_stats)
+    if policy.name == COST and shards:
+        refuse_shards()
     prepared = prepare(model, selection)
     for target in (output, save_stats):
         if target is not None:
             check_target(target, (*prepared.source.files, *shards))
     if shards or data.calibration is not None or not decides_without_data(policy):
-        stats = _statistics(prepared, data, policy, shards, progress)
-        plan = make_plan(prepared.groups, stats, policy, prepared.source, prepared.left_alone)
+        stats, seen = _statistics(prepared, data, policy, shards, progress)
+        if policy.name == COST:
+            plan = plan_by_cost(prepared, seen, stats, policy, data.seed, progress)
+        else:
+            plan = make_plan(prepared.groups, stats, policy, prepared.source, prepared.left_alone)
         if save_stats is not None:
             with disk_errors(save_stats):
                 stats.save(save_stats)
@@ -78,12 +85,13 @@ def _statistics(
     policy: Policy,
     shards: tuple[Path, ...],
     progress: Progress,
-) -> ActivationStats:
+) -> tuple[ActivationStats, CalibrationData | None]:
+    """The statistics, and the data that they were taken from where it is at hand."""
     if shards:
-        return _merged(prepared, shards)
+        return _merged(prepared, shards), None
     inputs = open_inputs(prepared, data, hold_back_some=False)
     stats, _ = calibrated(prepared, inputs.calibration, policy.ratios, data.seed, progress)
-    return stats
+    return stats, inputs.calibration
 
 
 def _merged(prepared: Prepared, shards: tuple[Path, ...]) -> ActivationStats:

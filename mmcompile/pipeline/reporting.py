@@ -16,9 +16,11 @@ import numpy as np
 import onnx
 
 from mmcompile import __version__
+from mmcompile.build.bundle import polygraphy_lines
 from mmcompile.calib.stats import TensorStats
 from mmcompile.output import MODEL_FILE
 from mmcompile.pipeline.decision import Decision
+from mmcompile.pipeline.delivery import Delivery, outcome_line
 from mmcompile.pipeline.files import PLAN_FILE
 from mmcompile.pipeline.options import CompileOptions
 from mmcompile.pipeline.prepare import Prepared
@@ -26,6 +28,7 @@ from mmcompile.plan import UNFIT, GroupPlan
 from mmcompile.report.model import (
     REPORT_VERSION,
     CalibrationInfo,
+    EngineInfo,
     LayerReport,
     ModelInfo,
     PolicyInfo,
@@ -61,12 +64,14 @@ class Outcome:
         model_bytes: size of the compiled model; an estimate for a dry run.
         figures: what packing measured, by group name; empty for a dry run.
         verification: the comparison with the original, if one was made.
+        delivery: what became of the engine; None for a dry run or a failed verification.
     """
 
     seconds: Mapping[str, float]
     model_bytes: int
     figures: Mapping[str, LayerFigures] = field(default_factory=dict)
     verification: VerificationReport | None = None
+    delivery: Delivery | None = None
 
 
 def build_report(
@@ -109,11 +114,29 @@ def build_report(
         layers=layers,
         left_alone=plan.left_alone,
         verification=outcome.verification,
+        engine=_engine(outcome.delivery),
         stages=tuple(
             StageTime(name=name, seconds=value) for name, value in outcome.seconds.items()
         ),
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        reproduce=_reproduce(prepared, options),
+        reproduce=_reproduce(prepared, options, outcome.delivery),
+    )
+
+
+def _engine(delivery: Delivery | None) -> EngineInfo | None:
+    if delivery is None:
+        return None
+    choices = delivery.bundle.choices
+    return EngineInfo(
+        summary=_text(outcome_line(delivery)),
+        bytes=None if delivery.engine is None else delivery.engine.engine.bytes,
+        tensorrt=None if delivery.engine is None else delivery.engine.tensorrt,
+        device=None if delivery.engine is None else delivery.engine.device.name,
+        plugin=delivery.bundle.plugin.library is not None,
+        profiles=tuple(
+            " ".join(f"{name}:{span}" for name, span in profile.items())
+            for profile in choices.profiles
+        ),
     )
 
 
@@ -211,7 +234,9 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _reproduce(prepared: Prepared, options: CompileOptions) -> tuple[str, ...]:
+def _reproduce(
+    prepared: Prepared, options: CompileOptions, delivery: Delivery | None
+) -> tuple[str, ...]:
     compiled, plan, original = (
         shlex.quote(str(path))
         for path in (options.output / MODEL_FILE, options.output / PLAN_FILE, prepared.source.path)
@@ -219,17 +244,9 @@ def _reproduce(prepared: Prepared, options: CompileOptions) -> tuple[str, ...]:
     lines = [_text(options.command)] if options.command else []
     lines.append(f"mmcompile {original} --gpu {options.gpu} --plan {plan} -o OTHER")
     lines += polygraphy_lines(original, compiled)
+    if delivery is not None:
+        lines.append(_text(delivery.finish))
     return tuple(lines)
-
-
-def polygraphy_lines(original: str, compiled: str) -> tuple[str, str]:
-    """Commands that compare two models in ONNX Runtime with polygraphy."""
-    demand = "--compare cosine_similarity --cosine-similarity-threshold 0.9"
-    return (
-        f"polygraphy run {original} --onnxrt --save-inputs inputs.json --save-outputs outputs.json",
-        f"polygraphy run {compiled} --onnxrt --load-inputs inputs.json "
-        f"--load-outputs outputs.json {demand}",
-    )
 
 
 def _text(command: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from mmcompile.calib.instrument import WatchedTensor
 from mmcompile.calib.order import Order
-from mmcompile.calib.policy import MICROMIX, UNIFORM, Policy, make_plan, watched_tensor
+from mmcompile.calib.policy import UNIFORM, Policy, make_plan, watched_tensor
 from mmcompile.calib.stats import ActivationStats, TensorStats
 from mmcompile.formats import block_format
 from mmcompile.pipeline.prepare import Prepared
@@ -19,7 +19,7 @@ def decides_without_data(policy: Policy) -> bool:
 
     NVFP4 needs the activations' largest value for its tensor scale.
     """
-    if policy.name == MICROMIX or policy.channel_order in (Order.SORTED, Order.REVERSED):
+    if policy.name not in UNIFORM or policy.channel_order in (Order.SORTED, Order.REVERSED):
         return False
     return block_format(UNIFORM[policy.name]).scale == "e8m0"
 

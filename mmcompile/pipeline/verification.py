@@ -115,7 +115,7 @@ def verify_models(
     A bfloat16 model cannot run in ONNX Runtime on the CPU. Its nodes are then held against the
     specification one by one, and the report says so.
     """
-    _check_interface(prepared.source, compiled)
+    check_interface(prepared.source, compiled)
     notes = []
     if prepared.is_bfloat16 or options.nodes:
         excess = _worst_node(prepared, compiled, evidence.rows, progress)
@@ -124,14 +124,14 @@ def verify_models(
             f"{excess:.2f} of the derived error bound"
         )
         if excess > 1:
-            found = _Found("sampled activations", notes)
-            return _report(prepared, options, found, passed=False)
+            found = Found("sampled activations", notes)
+            return summarize(prepared, options, found, passed=False)
     if prepared.is_bfloat16:
         notes.insert(0, "ONNX Runtime's CPU provider has no bfloat16, so no whole model was run")
-        return _report(prepared, options, _Found("sampled activations", notes), passed=True)
+        return summarize(prepared, options, Found("sampled activations", notes), passed=True)
     if evidence.data is None:
         notes.append("the models were not run: no inputs were given (--calib or --verify-data)")
-        return _report(prepared, options, _Found("none", notes), passed=True)
+        return summarize(prepared, options, Found("none", notes), passed=True)
     if not evidence.disjoint:
         notes.append("too few samples to hold any back: these inputs are those of calibration")
     samples = take_samples(prepared, evidence.data, options.samples)
@@ -140,12 +140,14 @@ def verify_models(
     outputs = compare_outputs(source, compiled, samples, logits, progress)
     if runs_unpacked(compiled):
         notes.append("the compiled model ran with its weights unpacked by the native module")
-    missed = _misses(outputs, options.fail_below)
+    missed = misses(outputs, options.fail_below)
     layers: dict[str, Agreement] = {}
     if options.layers or missed:
-        layers = compare_layers(source, compiled, _layers(prepared, compiled), samples, progress)
-    found = _Found(evidence.data.description, notes, len(samples), outputs, layers)
-    return _report(prepared, options, found, passed=not missed)
+        layers = compare_layers(
+            source, compiled, layer_specs(prepared, compiled), samples, progress
+        )
+    found = Found(evidence.data.description, notes, len(samples), outputs, layers)
+    return summarize(prepared, options, found, passed=not missed)
 
 
 def take_samples(prepared: Prepared, data: CalibrationData, limit: int) -> list[Sample]:
@@ -168,7 +170,7 @@ def logit_outputs(source: SourceModel, options: VerifyOptions) -> frozenset[str]
     return frozenset(n for n in names if "logit" in n.lower() or n in options.logits)
 
 
-def _check_interface(source: SourceModel, compiled: SourceModel) -> None:
+def check_interface(source: SourceModel, compiled: SourceModel) -> None:
     """Inputs and outputs must be the original's in name, type, shape and order."""
     for kind in ("input", "output"):
         before = list(getattr(source.proto.graph, kind))
@@ -196,7 +198,7 @@ def _declaration(value: onnx.ValueInfoProto) -> str:
     return shown(f"{value.name} {dtype}[{', '.join(map(str, dims))}]")
 
 
-def _layers(prepared: Prepared, compiled: SourceModel) -> list[LayerSpec]:
+def layer_specs(prepared: Prepared, compiled: SourceModel) -> list[LayerSpec]:
     """The layers of the original that a node of the compiled model now computes."""
     rewritten = {name for node in compiled_nodes(compiled) for name in node.outputs}
     return [
@@ -224,7 +226,8 @@ def _worst_node(
     return worst
 
 
-def _misses(outputs: dict[str, Agreement], bound: float | None) -> bool:
+def misses(outputs: Mapping[str, Agreement], bound: float | None) -> bool:
+    """Whether any output misses a bound on its mean cosine, or cannot be compared at all."""
     if any(agreement.mismatch for agreement in outputs.values()):
         return True
     cosines = [agreement.cosine_mean for agreement in outputs.values()]
@@ -232,8 +235,16 @@ def _misses(outputs: dict[str, Agreement], bound: float | None) -> bool:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What a comparison found: the inputs in words, notes, and agreement by name."""
+class Found:
+    """What a comparison found.
+
+    Attributes:
+        inputs: what was run, in words.
+        notes: for the reader.
+        samples: how many.
+        outputs: agreement by output.
+        layers: agreement by layer.
+    """
 
     inputs: str
     notes: list[str]
@@ -242,9 +253,10 @@ class _Found:
     layers: Mapping[str, Agreement] = field(default_factory=dict)
 
 
-def _report(
-    prepared: Prepared, options: VerifyOptions, found: _Found, *, passed: bool
+def summarize(
+    prepared: Prepared, options: VerifyOptions, found: Found, *, passed: bool
 ) -> VerificationReport:
+    """The report of a comparison."""
     logits = logit_outputs(prepared.source, options)
     mismatches = [f"{name}: {o.mismatch}" for name, o in found.outputs.items() if o.mismatch]
     bound = options.fail_below

@@ -245,6 +245,26 @@ class StageTime(_Record, frozen=True):
     seconds: float
 
 
+class EngineInfo(_Record, frozen=True):
+    """What became of the TensorRT engine.
+
+    Attributes:
+        summary: one line: the engine that was built, or what is missing and how to finish.
+        bytes: size of the engine; None where none was built.
+        tensorrt: version of the TensorRT that built it.
+        device: name of the GPU that it was built on.
+        plugin: whether the plugin library lies in the output folder.
+        profiles: what the engine is or will be built for, in the notation of `--shapes`.
+    """
+
+    summary: str
+    bytes: int | None = None
+    tensorrt: str | None = None
+    device: str | None = None
+    plugin: bool = False
+    profiles: tuple[str, ...] = ()
+
+
 class Report(_Record, frozen=True):
     """Everything that one run of mmcompile found out.
 
@@ -260,6 +280,7 @@ class Report(_Record, frozen=True):
         layers: one entry per `MicroMixLinear` node, in graph order.
         left_alone: the linear layers that kept their precision, with reasons.
         verification: None where it was not asked for.
+        engine: what became of the engine; None for a dry run or a failed verification.
         stages: times of the stages, in order.
         peak_memory_bytes: largest resident memory of the process.
         reproduce: the commands that repeat this run.
@@ -276,6 +297,7 @@ class Report(_Record, frozen=True):
     layers: tuple[LayerReport, ...]
     left_alone: tuple[LeftAlone, ...] = ()
     verification: VerificationReport | None = None
+    engine: EngineInfo | None = None
     stages: tuple[StageTime, ...] = ()
     peak_memory_bytes: int | None = None
     reproduce: tuple[str, ...] = ()

@@ -101,6 +101,14 @@ def compare_layers(
     return found
 
 
+def run_marked(
+    model: SourceModel, tensors: Sequence[str], samples: Iterable[Sample], progress: Progress
+) -> Iterator[Outputs]:
+    """Values of the named tensors of an original or compiled model, sample by sample."""
+    session = open_compiled(model, _marked(model.proto, tensors))
+    return _run(session, samples, progress, f"running {model.path.name}")
+
+
 def first_below(layers: Mapping[str, Agreement], cosine: float) -> str | None:
     """The first layer in graph order whose cosine similarity is below a bound or undefined."""
     for name, agreement in layers.items():

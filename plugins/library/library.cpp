@@ -17,6 +17,10 @@ bool is_type(std::int32_t type) {
   return type >= MMC_FLOAT32 && type <= MMC_BFLOAT16;
 }
 
+std::uintptr_t type_bytes(std::int32_t type) {
+  return type == MMC_FLOAT32 ? 4 : 2;
+}
+
 bool is_aligned(const void* pointer, std::uintptr_t bytes) {
   return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
 }
@@ -51,12 +55,13 @@ MmcStatus check(const MmcLinear* linear, const MmcDevice* device, const MmcArgum
       a.y == nullptr || a.workspace == nullptr)
     return fail(error, MMC_INVALID_ARGUMENT, "x, order, weight, scales, y or workspace is null");
   if (!is_aligned(a.weight, 16) || !is_aligned(a.order, 16) || !is_aligned(a.scales, 4) ||
-      !is_aligned(a.x, 4) || !is_aligned(a.bias, 4) || !is_aligned(a.residual, 4) ||
-      !is_aligned(a.y, 8) || !is_aligned(a.workspace, 256))
+      !is_aligned(a.x, type_bytes(a.x_type)) || !is_aligned(a.bias, 4) ||
+      !is_aligned(a.residual, type_bytes(a.y_type)) || !is_aligned(a.y, 8) ||
+      !is_aligned(a.workspace, 256))
     return fail(
         error, MMC_INVALID_ARGUMENT,
         "a pointer is not aligned: needed are 16 bytes for weight and order, 8 for y, 4 for "
-        "x, scales, bias and residual, 256 for workspace");
+        "scales and bias, an element for x and residual, 256 for workspace");
   plan.workspace = workspace_layout(*linear, *device, a.rows);
   if (plan.workspace.bytes > a.workspace_bytes)
     return fail(error, MMC_WORKSPACE_TOO_SMALL, "%lld rows need a workspace of %zu bytes, not %zu",

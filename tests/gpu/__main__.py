@@ -7,8 +7,7 @@ import time
 import traceback
 
 from tests.gpu.checks import CHECKS
-from tests.gpu.machine import Skipped, open_machine
-from tests.gpu.memory import Unavailable
+from tests.gpu.machine import Skipped, Unavailable, open_machine
 
 
 def main(names: list[str]) -> int:

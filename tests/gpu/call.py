@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from mmcompile.cuda.machine import ALIGNMENT, Block
 from mmcompile.formats import CodeArray
 from mmcompile.kernels import FLOAT32, Arguments, Linear, WorkspaceLayout
 from tests.gpu.layers import Codes, Layer, Order, pack_activations, pack_weights
 from tests.gpu.machine import Machine
-from tests.gpu.memory import ALIGNMENT, Block
 from tests.gpu.number_types import BITS_TYPE, SIZE, BitArray
 
 POISON = 0xFF

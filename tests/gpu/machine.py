@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from mmcompile.cuda import machine as cuda
+from mmcompile.errors import EnvironmentProblem
 from mmcompile.kernels import Device, KernelError, KernelLibrary
-from tests.gpu.memory import DeviceMemory, HostMemory, Memory, Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_LIBRARY = ROOT / "build" / "cuda" / "libmmcompile_kernels.so"
+
+
+class Unavailable(Exception):
+    """There is nothing to run on; the text is the reason."""
 
 
 class Skipped(Exception):
@@ -26,13 +31,13 @@ class Machine:
     Attributes:
         library: the loaded library.
         device: the device, opened.
-        memory: its memory.
+        memory: its memory, streams and graphs.
         emulated: whether the device is the CPU, a thousand times slower.
     """
 
     library: KernelLibrary
     device: Device
-    memory: Memory
+    memory: cuda.Machine
     emulated: bool
 
     @property
@@ -79,9 +84,9 @@ def open_machine() -> Machine:
     except OSError as error:
         raise Unavailable(f"{path} does not load: {error}") from None
     emulated = hasattr(library.functions, "mmc_emulator_configure")
-    memory: Memory = HostMemory() if emulated else DeviceMemory(ordinal)
     try:
+        memory: cuda.Machine = cuda.HostMachine() if emulated else cuda.GpuMachine(ordinal)
         device = library.open_device(ordinal)
-    except KernelError as error:
+    except (EnvironmentProblem, KernelError) as error:
         raise Unavailable(str(error)) from None
     return Machine(library, device, memory, emulated)

@@ -83,7 +83,7 @@ def _chain(machine: Machine, random: Random, captured: bool) -> None:
 
 def _two_streams(machine: Machine, random: Random) -> None:
     """Calls of two streams, with a workspace each, do not disturb one another."""
-    streams = [machine.memory.stream() for _ in range(2)]
+    streams = [machine.memory.stream(number) for number in range(2)]
     for rows, out, channels in SHAPES:
         calls = [
             random_call(

@@ -4,8 +4,7 @@ import pytest
 
 from tests.gpu.check import Check
 from tests.gpu.checks import CHECKS
-from tests.gpu.machine import Machine, Skipped, open_machine
-from tests.gpu.memory import Unavailable
+from tests.gpu.machine import Machine, Skipped, Unavailable, open_machine
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,3 @@
-import ctypes
 import importlib
 import importlib.metadata
 import os
@@ -6,12 +5,12 @@ import re
 import subprocess
 import sys
 import tomllib
-from types import SimpleNamespace
 
 import pytest
 
 from mmcompile import doctor
 from mmcompile.cache import cache_folder
+from mmcompile.doctor import machine, packages
 from tests.workplace import ROOT, call, command
 
 
@@ -56,15 +55,15 @@ def test_required_packages_are_the_dependencies():
         re.match(r"([\w-]+)>=([\d.]+)", requirement).groups()
         for requirement in project["dependencies"]
     )
-    assert dependencies == doctor._REQUIRED
+    assert dependencies == packages.REQUIRED
 
 
 def test_remedies_name_extras_that_exist():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for name, (_, remedy) in doctor._OPTIONAL.items():
+    for name, (_, remedy) in packages.OPTIONAL.items():
         for extra in re.findall(r"mmcompile\[(\w+)\]", remedy):
-            packages = " ".join(project["optional-dependencies"][extra])
-            assert name in packages
+            listed = " ".join(project["optional-dependencies"][extra])
+            assert name in listed
 
 
 def test_the_table(here):
@@ -119,7 +118,7 @@ def test_a_package_that_is_too_old(here, monkeypatch):
     ("version", "numbers"), [("2.4.6", (2, 4, 6)), ("8.1", (8, 1)), ("1.0rc1", (1,)), ("x", ())]
 )
 def test_numbers_of_versions(version, numbers):
-    assert doctor._numbers(version) == numbers
+    assert packages._numbers(version) == numbers
 
 
 def test_a_package_that_is_broken(here, monkeypatch):
@@ -172,8 +171,8 @@ def test_tools(here, monkeypatch, how):
         (folder / "nvcc").write_text(script[how])
         (folder / "nvcc").chmod(0o755)
         monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
-        monkeypatch.setattr(doctor, "TOOL_SECONDS", 0.2)
-    finding = doctor._tool("nvcc", "no kernels")
+        monkeypatch.setattr(machine, "TOOL_SECONDS", 0.2)
+    finding = machine.tool("nvcc", "no kernels")
     assert not finding.present
     assert (finding.found == "not on PATH") == (how == "absent")
 
@@ -183,67 +182,23 @@ def test_the_version_of_a_tool(here, monkeypatch):
     tool.write_text("#!/bin/sh\necho 'Copyright (c) 2005-2025'\necho 'release 13.0, V13.0.88'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(here))
-    assert doctor._tool("nvcc", "") == doctor.Finding(
+    assert machine.tool("nvcc", "") == doctor.Finding(
         "nvcc", True, "release 13.0, V13.0.88", "", "install nvcc and put it on PATH"
     )
 
 
-def driver(devices, status=0):
-    """A CUDA driver with as many devices as wanted."""
-
-    def count(pointer):
-        pointer._obj.value = devices
-        return 0
-
-    def name(text, length, device):
-        text.value = b"NVIDIA GeForce RTX 5090"
-        return 0
-
-    def attribute(pointer, number, device):
-        pointer._obj.value = {75: 12, 76: 0}[number]
-        return 0
-
-    return SimpleNamespace(
-        cuInit=lambda _: status,
-        cuDeviceGetCount=count,
-        cuDeviceGetName=name,
-        cuDeviceGetAttribute=attribute,
-    )
-
-
-@pytest.mark.parametrize(
-    ("cuda", "present", "found"),
-    [
-        (driver(1), True, "NVIDIA GeForce RTX 5090, sm_120"),
-        (driver(0), False, "the driver finds no device"),
-        (driver(1, status=100), False, "the driver finds no device"),
-        (None, False, "no driver (libcuda.so.1)"),
-    ],
-)
-def test_the_gpu(here, monkeypatch, cuda, present, found):
-    def load(name):
-        assert name == "libcuda.so.1"
-        if cuda is None:
-            raise OSError
-        return cuda
-
-    monkeypatch.setattr(ctypes, "CDLL", load)
-    finding = doctor._gpu()
-    assert (finding.present, finding.found, finding.required) == (present, found, False)
-
-
 def test_the_cache(here, monkeypatch):
     folder = here / "cache"
-    assert doctor._cache().present
+    assert machine.cache().present
     (folder / "calibration").mkdir(parents=True)
     (folder / "calibration" / "x.npz").write_bytes(bytes(2_500_000))
-    assert doctor._cache().found == f"{folder}, 2.5 MB"
+    assert machine.cache().found == f"{folder}, 2.5 MB"
     (here / "file").write_text("")
     monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(here / "file"))
-    assert not doctor._cache().present
+    assert not machine.cache().present
     monkeypatch.setenv("MMCOMPILE_CACHE_DIR", "/proc/none")
-    assert not doctor._cache().present
-    assert "MMCOMPILE_CACHE_DIR" in doctor._cache().remedy
+    assert not machine.cache().present
+    assert "MMCOMPILE_CACHE_DIR" in machine.cache().remedy
 
 
 def test_where_the_cache_is(here, monkeypatch):

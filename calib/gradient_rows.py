@@ -1,0 +1,214 @@
+"""`GradientSamples`: what sampled tokens show of the way from a layer's output to the model's.
+
+A sampled token of a layer is a row of its input x and, per random direction v of the model's
+output, a row of g = ∂(v·output)/∂y. Rows of one sample are collected by `calib.gradient`; here
+they are joined over samples, for every group of layers that read one tensor, within a bounded
+number of rows. Groups whose gradients cannot be had are listed with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from mmcompile.calib.data import CalibrationData, InputSpec, Sample
+from mmcompile.calib.gradient import GradientRows, collect_gradients, differentiate
+from mmcompile.calib.instrument import WatchedTensor
+from mmcompile.graph import SourceModel
+from mmcompile.progress import Progress
+from mmcompile.sites import SiteGroup
+
+ROWS_VERSION = 1
+SAMPLES = 32
+"""Samples that gradients are taken of at most, spread evenly over the calibration data."""
+ROWS = 512
+"""Token rows per group, over all samples."""
+DIRECTIONS = 1
+"""Random directions of the output per sample."""
+ROW_BYTES = 2**29
+"""Bytes that the rows of all groups together may take; large models get fewer rows."""
+ROW_WEIGHTS = 2**35
+"""Rows times weights of the model, which the time of measuring damage is proportional to."""
+LEAST_ROWS = 64
+LEAST_OPSET = 15
+"""`differentiate` reads models from this opset on."""
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class GroupRows:
+    """Sampled tokens of one group.
+
+    Attributes:
+        activations: float32[R, K].
+        gradients: float32[D, R, N], N over all layers of the group in their order.
+    """
+
+    activations: F32
+    gradients: F32
+
+
+@dataclass(frozen=True)
+class GradientSamples:
+    """The sampled tokens of a model's groups.
+
+    Attributes:
+        groups: by name of the group.
+        missing: why the other groups have none, by name.
+    """
+
+    groups: Mapping[str, GroupRows]
+    missing: Mapping[str, str]
+
+    def save(self, path: Path) -> None:
+        """Writes the rows as .npz (beside, then renamed)."""
+        arrays: dict[str, npt.ArrayLike] = {
+            "version": np.array(ROWS_VERSION),
+            "names": np.array(list(self.groups), np.str_),
+            "missing": np.array(list(self.missing.items()), np.str_).reshape(-1, 2),
+        }
+        for index, rows in enumerate(self.groups.values()):
+            arrays[f"{index}.activations"] = rows.activations
+            arrays[f"{index}.gradients"] = rows.gradients
+        partial = path.with_name(f"{path.name}.partial")
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> GradientSamples | None:
+        """Reads rows; None where there are none, or the file is damaged or of another version."""
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                if int(archive["version"]) != ROWS_VERSION:
+                    return None
+                groups = {
+                    name: GroupRows(archive[f"{i}.activations"], archive[f"{i}.gradients"])
+                    for i, name in enumerate(archive["names"].tolist())
+                }
+                return cls(groups, dict(archive["missing"].tolist()))
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+            return None
+
+
+def collect_rows(
+    source: SourceModel,
+    skeleton: onnx.ModelProto,
+    groups: Sequence[SiteGroup],
+    data: CalibrationData,
+    specs: Sequence[InputSpec],
+    samples: int,
+    progress: Progress,
+    seed: int = 0,
+) -> GradientSamples:
+    """Sampled tokens of all groups.
+
+    Args:
+        source: where the weights lie.
+        skeleton: the graph to run.
+        groups: the layers.
+        data: the calibration data; at most `SAMPLES` of its samples are used.
+        specs: the model's inputs.
+        samples: how many samples the data has.
+        progress: told after every sample.
+        seed: of the choice of rows and directions.
+
+    Raises:
+        UnsupportedModelError: the model cannot run.
+        UsageError: the data does not fit the model.
+    """
+    opset = next(o.version for o in skeleton.opset_import if o.domain in ("", "ai.onnx"))
+    if opset < LEAST_OPSET:
+        reason = f"the model is of opset {opset}, gradients need {LEAST_OPSET}"
+        return GradientSamples({}, {group.name: reason for group in groups})
+    outputs = [site.output for group in groups for site in group.sites]
+    graph = differentiate(skeleton, outputs, [group.input for group in groups])
+    missing = {}
+    for group in groups:
+        reasons = (graph.missing.get(site.output) for site in group.sites)
+        if known := next(filter(None, reasons), None):
+            missing[group.name] = known
+    used = min(samples, SAMPLES)
+    found: dict[str, list[GroupRows]] = defaultdict(list)
+    broken: dict[str, str] = {}
+    measured = [group for group in groups if group.name not in missing]
+    per_sample = -(-rows_per_group(measured) // used)
+    watched = {
+        group.name: WatchedTensor(group.input, group.in_channels, group.transpose_input)
+        for group in measured
+    }
+    for rows in collect_gradients(
+        source,
+        skeleton,
+        graph,
+        tuple(dict.fromkeys(watched.values())),
+        _thinned(data, samples, used),
+        specs,
+        progress,
+        directions=DIRECTIONS,
+        rows_per_sample=per_sample,
+        seed=seed,
+    ):
+        for group in measured:
+            part = _group_rows(group, watched[group.name].key, rows, per_sample)
+            if part is None:
+                broken[group.name] = f"the gradient is NaN or infinite for sample {rows.number}"
+            else:
+                found[group.name].append(part)
+    joined = {name: _join(parts) for name, parts in found.items()}
+    for group in measured:
+        if group.name not in joined:
+            missing[group.name] = broken.get(group.name, "no sample showed a token")
+    return GradientSamples(joined, missing)
+
+
+def rows_per_group(groups: Sequence[SiteGroup]) -> int:
+    """Rows of every group: `ROWS`, or fewer where all stay below the bounds only so."""
+    width = sum(group.in_channels + DIRECTIONS * group.out_channels for group in groups)
+    weights = sum(group.in_channels * group.out_channels for group in groups)
+    bounds = (ROW_BYTES // max(1, 4 * width), ROW_WEIGHTS // max(1, DIRECTIONS * weights))
+    return max(LEAST_ROWS, min(ROWS, *bounds))
+
+
+def _thinned(data: CalibrationData, samples: int, used: int) -> CalibrationData:
+    """`used` samples of the data, evenly spread."""
+    every = max(1, samples // used)
+
+    def read() -> Iterator[Sample]:
+        yield from itertools.islice(data, 0, every * used, every)
+
+    return dataclasses.replace(data, count=used, read=read)
+
+
+def _group_rows(group: SiteGroup, key: str, rows: GradientRows, limit: int) -> GroupRows | None:
+    """One sample's rows of a group; None where one of its gradients is not finite."""
+    outputs = [site.output for site in group.sites]
+    if not all(output in rows.gradients for output in outputs):
+        return None
+    # Tensors without a row per token come in full.
+    gradients = [rows.gradients[output][:, :limit] for output in outputs]
+    return GroupRows(
+        rows.activations[key][:limit].astype(np.float32, copy=False),
+        np.concatenate(gradients, axis=2).astype(np.float32, copy=False),
+    )
+
+
+def _join(parts: Sequence[GroupRows]) -> GroupRows:
+    return GroupRows(
+        np.concatenate([part.activations for part in parts]),
+        np.concatenate([part.gradients for part in parts], axis=1),
+    )

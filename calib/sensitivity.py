@@ -1,0 +1,195 @@
+"""Sensitivity: what a format in a run of channels does to the model's output.
+
+For a layer y = W·x, a change δy moves v·output by g·δy in first order, g = ∂(v·output)/∂y. With
+x̂ and Ŵ the quantized operands, the channels j of a run b contribute Σ_{j∈b} x̂_j·(gŴ)_j −
+x_j·(gW)_j, and
+
+    D[b, f] = mean over tokens and directions v of (Σ_{j∈b} x̂_j·(gŴ)_j − x_j·(gW)_j)².
+
+Directions are standard normal, so that D is the expected squared length of the output's change,
+per token. Errors of different runs are taken to be uncorrelated: their D add up. One product
+[tokens, N] × [N, K] per weight format gives the D of all runs and of all activation formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mmcompile import _native
+from mmcompile.calib.cost import FormatPair
+from mmcompile.calib.gradient_rows import GroupRows
+from mmcompile.formats import THRESHOLDS, block_format
+from mmcompile.graph import SourceModel
+from mmcompile.packed import THREADS
+from mmcompile.plan import PADDING
+from mmcompile.sites import SiteGroup
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int32]
+
+WEIGHT_BLOCK = 2**23
+"""Weights that are quantized at once: 32 MiB as float32."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How block scales are found, the same in measuring and in the plan.
+
+    Attributes:
+        rule: the rule of `formats.THRESHOLDS`.
+        act_tensor: NVFP4's tensor scale of the activations.
+        weight_tensor: NVFP4's tensor scale of the weights.
+    """
+
+    rule: str
+    act_tensor: float = 1.0
+    weight_tensor: float = 1.0
+
+    def threshold(self, fmt: str) -> float:
+        """The mantissa threshold of a format."""
+        return THRESHOLDS[self.rule][fmt]
+
+
+@dataclass(frozen=True)
+class Responses:
+    """g·W of the sampled tokens, exact and with quantized weights, in a channel order.
+
+    Attributes:
+        exact: float32[D, R, K_pad].
+        quantized: the same by weight format.
+    """
+
+    exact: F32
+    quantized: Mapping[str, F32]
+
+
+def channel_damage(
+    rows: GroupRows, responses: Responses, order: IntArray, pair: FormatPair, scales: Scales
+) -> F64:
+    """Damage of every channel alone: D for runs of one channel, float64[K_pad]."""
+    return _contribution_squares(rows, responses, order, pair, scales, 1)
+
+
+def run_damage(
+    rows: GroupRows,
+    responses: Responses,
+    order: IntArray,
+    pairs: Sequence[FormatPair],
+    scales: Scales,
+    granularity: int,
+) -> F64:
+    """D of every run and pair, float64[K_pad / granularity, pairs]."""
+    return np.stack(
+        [
+            _contribution_squares(rows, responses, order, pair, scales, granularity)
+            for pair in pairs
+        ],
+        axis=1,
+    )
+
+
+def responses_of(
+    group: SiteGroup,
+    source: SourceModel,
+    rows: GroupRows,
+    order: IntArray,
+    formats: Sequence[str],
+    scales: Scales,
+) -> Responses:
+    """g·W for the weight as it is and in the given formats.
+
+    Weights are read, ordered and quantized in blocks of rows: beside the result, about
+    `WEIGHT_BLOCK` numbers are in memory at a time.
+
+    Args:
+        group: the layers.
+        source: where the weights lie.
+        rows: the sampled tokens.
+        order: int32[K_pad].
+        formats: names of the weight formats, without repetition.
+        scales: how block scales are found.
+    """
+    shape = (*rows.gradients.shape[:2], order.size)
+    exact = np.zeros(shape, np.float32)
+    quantized = {name: np.zeros(shape, np.float32) for name in formats}
+    for start, weight in _weight_rows(group, source):
+        gradient = rows.gradients[:, :, start : start + len(weight)]
+        exact += gradient @ in_order(weight, order)
+        for name in formats:
+            rounded = quantized_rows(
+                weight, order, name, scales.threshold(name), scales.weight_tensor
+            )
+            quantized[name] += gradient @ rounded
+    return Responses(exact, quantized)
+
+
+def quantized_rows(
+    values: F32, order: IntArray, fmt: str, threshold: float, tensor_scale: float
+) -> F32:
+    """Rows[R, K] in one format, as kernels see them: float32[R, K_pad] in the given order."""
+    segments = [(order.size, block_format(fmt).id, threshold)]
+    scale = tensor_scale if block_format(fmt).scale == "e4m3" else 1.0
+    return _native.quantize_rows(values, order, segments, scale, THREADS)
+
+
+def in_order(values: F32, order: IntArray) -> F32:
+    """Rows[R, K] with their channels ordered: float32[R, K_pad], zeros where padding is."""
+    return np.where(order == PADDING, np.float32(0), values[:, np.maximum(order, 0)])
+
+
+def weight_amax(group: SiteGroup, source: SourceModel) -> F32:
+    """Largest finite |w| per input channel over all layers of a group, float32[K]."""
+    largest = np.zeros(group.in_channels, np.float32)
+    for _, weight in _weight_rows(group, source):
+        finite = np.where(np.isfinite(weight), np.abs(weight), np.float32(0))
+        np.maximum(largest, finite.max(axis=0, initial=0), out=largest)
+    return largest
+
+
+def output_energy(group: SiteGroup, source: SourceModel, activations: F32) -> float:
+    """Mean |x·W|² of rows[R, K], over rows; biases are not counted."""
+    total = 0.0
+    for _, weight in _weight_rows(group, source):
+        product = activations @ weight.T
+        total += float(np.einsum("rn,rn->", product, product, dtype=np.float64))
+    return total / max(1, len(activations))
+
+
+def _weight_rows(group: SiteGroup, source: SourceModel) -> Iterator[tuple[int, F32]]:
+    """The weights of a group as float32[rows, K], block by block, and each block's first row."""
+    step = max(1, WEIGHT_BLOCK // group.in_channels)
+    start = 0
+    for site in group.sites:
+        weight = site.read_weight(source)
+        rows = weight.T if site.channels_first else weight
+        for first in range(0, site.out_channels, step):
+            block = np.ascontiguousarray(rows[first : first + step], np.float32)
+            yield start + first, block
+        start += site.out_channels
+
+
+def _contribution_squares(
+    rows: GroupRows,
+    responses: Responses,
+    order: IntArray,
+    pair: FormatPair,
+    scales: Scales,
+    length: int,
+) -> F64:
+    """Mean over tokens and directions of the squared contribution of every `length` channels."""
+    threshold = scales.threshold(pair.act)
+    quantized = quantized_rows(rows.activations, order, pair.act, threshold, scales.act_tensor)
+    exact = in_order(rows.activations, order)
+    total = np.zeros(order.size // length)
+    for changed, unchanged in zip(responses.quantized[pair.weight], responses.exact, strict=True):
+        error = quantized * changed
+        error -= exact * unchanged
+        sums = error if length == 1 else error.reshape(len(error), -1, length).sum(axis=2)
+        total += np.einsum("rb,rb->b", sums, sums, dtype=np.float64)
+    total /= max(1, responses.exact.shape[0] * responses.exact.shape[1])
+    return total

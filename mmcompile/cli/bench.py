@@ -1,0 +1,184 @@
+"""`mmcompile bench`: modelled limits, engines side by side, kernels against cuBLAS."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mmcompile.cli.options import (
+    FILE,
+    data_options,
+    json_option,
+    make_data,
+    make_selection,
+    options,
+    selection_options,
+    verbose_option,
+)
+from mmcompile.errors import UsageError
+
+DEFAULT_GPU = "rtx5090"
+
+bench_options = options(
+    click.option("--modelled", is_flag=True, help="Limits by the roofline; needs no GPU."),
+    click.option("--kernels", is_flag=True, help="The plugin's kernels beside cuBLAS, on a GPU."),
+    click.option(
+        "--gpu",
+        metavar="GPU",
+        help=f"GPU of --modelled, by default {DEFAULT_GPU}; an unknown one lists all. Else: refuse "
+        "to measure on another.",
+    ),
+    click.option(
+        "--point",
+        "points",
+        multiple=True,
+        metavar="BxS",
+        help="Batch × sequence, e.g. 1x512, or 8x1 for decoding; may be repeated.",
+    ),
+    click.option("--plan", type=FILE, metavar="FILE", help="The plan.json that MicroMix follows."),
+    click.option(
+        "--engine",
+        "variants",
+        multiple=True,
+        metavar="NAME=FILE",
+        help="A model to build and time beside the stock variants, e.g. MicroMix=out/model.onnx.",
+    ),
+    data_options,
+    selection_options,
+    click.option(
+        "-o", "--output", type=FILE, metavar="FILE", help="Also write the results as JSON."
+    ),
+    click.option("--html", type=FILE, metavar="FILE", help="Also write a page with plots."),
+    json_option,
+    verbose_option,
+)
+
+
+@click.command("bench", short_help="Model or measure the speed of a model's variants.")
+@click.argument("model", type=FILE, required=False)
+@bench_options
+def bench_command(model: Path | None, as_json: bool, **values: Any) -> int:
+    """Compare the speed of FP16, FP8, MXFP8, NVFP4 and MicroMix variants of MODEL.
+
+    With --modelled: limits of every linear layer from the GPU's published figures; no measurement.
+    With --kernels: the plugin's kernels on MODEL's layers, or without MODEL on Llama-3.1-8B's.
+    Else builds and times TensorRT engines: stock FP16 and MXFP8, with --calib FP8, NVFP4 and
+    MicroMix, and the models that --engine names. Exit code 4 if none could be timed.
+    """
+    from mmcompile.bench.points import DEFAULT_POINTS, parse_point
+    from mmcompile.cli.console import print_json
+    from mmcompile.pipeline.files import check_target
+
+    if values["modelled"] and values["kernels"]:
+        raise click.UsageError("--modelled and --kernels exclude each other")
+    if model is None and not values["kernels"]:
+        raise click.UsageError("Missing argument 'MODEL'")
+    sources = [path for path in (model, values["plan"]) if path is not None]
+    for target in (values["output"], values["html"]):
+        if target is not None:
+            check_target(target, sources)
+    points = tuple(map(parse_point, values["points"])) or DEFAULT_POINTS
+    if values["modelled"]:
+        assert model is not None
+        result = _modelled(model, points, values)
+    elif values["kernels"]:
+        result = _kernels(model, points if values["points"] else (), values, as_json)
+    else:
+        assert model is not None
+        result = _engines(model, points, values, as_json)
+    _write(result, values)
+    if as_json:
+        print_json(result)
+    else:
+        _print(result, values["verbose"])
+    for target in (values["output"], values["html"]):
+        if target is not None:
+            click.echo(f"wrote {target}", err=as_json)
+    return _exit_code(result)
+
+
+def _modelled(model: Path, points: Sequence[Any], values: dict[str, Any]) -> Any:
+    from mmcompile.gpus import parse_gpu
+    from mmcompile.pipeline.benchmark import modelled_bench
+
+    if values["variants"]:
+        raise click.UsageError("--engine has no effect beside --modelled")
+    gpu = parse_gpu(values["gpu"] or DEFAULT_GPU)
+    return modelled_bench(model, gpu, points, values["plan"], make_selection(values))
+
+
+def _kernels(model: Path | None, points: Sequence[Any], values: dict[str, Any], quiet: bool) -> Any:
+    from mmcompile.pipeline.kernel_bench import kernel_bench
+
+    rows = tuple(dict.fromkeys(point.rows for point in points))
+    selection = make_selection(values)
+    return kernel_bench(model, rows, values["gpu"], selection, _progress(quiet))
+
+
+def _engines(model: Path, points: Sequence[Any], values: dict[str, Any], quiet: bool) -> Any:
+    from mmcompile.pipeline.engine_bench import engine_bench
+
+    variants = [_variant(text) for text in values["variants"]]
+    data, selection = make_data(values), make_selection(values)
+    gpu, plan = values["gpu"], values["plan"]
+    return engine_bench(model, variants, points, data, selection, gpu, plan, _progress(quiet))
+
+
+def _variant(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not separator or not name or not path:
+        remedy = "write a name and an ONNX file, such as FP8=fp8.onnx"
+        raise UsageError("variant-malformed", "--engine", f"'{text}' names no variant", remedy)
+    return name, Path(path)
+
+
+def _write(result: Any, values: dict[str, Any]) -> None:
+    import msgspec
+
+    from mmcompile.pipeline.files import write_text
+
+    if values["output"] is not None:
+        packed = msgspec.json.format(msgspec.json.encode(result), indent=1)
+        write_text(values["output"], packed.decode() + "\n")
+    if values["html"] is not None:
+        from mmcompile.pipeline.bench_page import bench_page
+        from mmcompile.report.bench import render_bench
+
+        write_text(values["html"], render_bench(bench_page(result)))
+
+
+def _print(result: Any, verbose: bool) -> None:
+    from mmcompile.bench.kernels import KernelBench
+    from mmcompile.bench.modelled import ModelledBench
+    from mmcompile.cli.bench_tables import print_engines, print_kernels, print_modelled
+
+    if isinstance(result, ModelledBench):
+        print_modelled(result, verbose)
+    elif isinstance(result, KernelBench):
+        print_kernels(result, verbose)
+    else:
+        print_engines(result, verbose)
+
+
+def _exit_code(result: Any) -> int:
+    """Nothing that could be measured is a problem of the environment."""
+    from mmcompile.bench.kernels import KernelBench
+    from mmcompile.bench.results import EngineBench
+    from mmcompile.errors import ExitCode
+
+    timed = True
+    if isinstance(result, EngineBench):
+        timed = any(point.seconds for each in result.variants for point in each.points)
+    elif isinstance(result, KernelBench):
+        timed = any(timing.seconds for timing in result.timings)
+    return ExitCode.OK if timed else ExitCode.ENVIRONMENT
+
+
+def _progress(quiet: bool) -> Any:
+    from mmcompile.progress import Silent, Terminal
+
+    return Silent() if quiet or not sys.stderr.isatty() else Terminal()

@@ -1,0 +1,180 @@
+"""The rates that the cost model assumes, measured as far as a kernel reaches them.
+
+A GEMM that is bound by the tensor cores gives a lower bound on its instruction's rate: the kernels
+reach a part of it. A figure above the assumed one, or a ratio between formats that the assumed ones
+cannot give, shows that the model is wrong; a lower one does not. FP16 and FP8 are cuBLAS's, where
+torch with CUDA is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from mmcompile.cuda.clocks import Clocks, read_clocks
+from mmcompile.cuda.driver import DriverError, GpuFacts
+from mmcompile.cuda.layers import (
+    DeviceLayer,
+    LayerShape,
+    Place,
+    mixed_segments,
+    random_constants,
+)
+from mmcompile.cuda.machine import Enqueue, GpuMachine
+from mmcompile.cuda.timing import Timing, time_calls
+from mmcompile.gpus import identify_gpu
+from mmcompile.kernels import BFLOAT16, KernelError
+
+ROWS, CHANNELS, OUT_CHANNELS = 8192, 8192, 8192
+"""Of the products: 1.1 TFLOP each, some 20 times what their bytes cost on any of the GPUs."""
+KINDS = {"mxfp4": "block4", "nvfp4": "block4", "mxfp8": "block8", "mxfp6_e3m2": "block8"}
+"""The instruction of each mix, as `gpus` names it."""
+COPY_BYTES = 2**30
+_FAILURES = (KernelError, DriverError, MemoryError, RuntimeError, TypeError, ValueError)
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """What was reached.
+
+    Attributes:
+        name: the format, or `copy` for memory.
+        by: whose kernel.
+        reached: FLOP per SM and clock at the clock that was read; bytes per second of a copy.
+        assumed: what the model assumes, where it knows this GPU.
+        tflops: TFLOP/s.
+        clocks: while the kernels ran.
+        timing: of one call.
+        error: why there is no figure.
+    """
+
+    name: str
+    by: str
+    reached: float | None = None
+    assumed: float | None = None
+    tflops: float | None = None
+    clocks: Clocks | None = None
+    timing: Timing | None = None
+    error: str | None = None
+
+
+def measure_rates(place: Place, machine: GpuMachine) -> Iterator[Rate]:
+    """Rates of all formats and of memory; one that fails does not keep others from running."""
+    gpu = identify_gpu(machine.facts.name)
+    assumed = {kind: rate.value for kind, rate in gpu.rates.items()} if gpu else {}
+    yield _copy(machine, gpu.bandwidth.value if gpu and gpu.bandwidth else None)
+    for mix, kind in KINDS.items():
+        # GPUs without block-scaled instructions multiply in 16 bits after decoding.
+        expected = assumed.get(kind, assumed.get("fp16"))
+        try:
+            layer = _layer(place, mix)
+        except _FAILURES as error:
+            yield Rate(mix, "mmcompile", assumed=expected, error=str(error))
+            continue
+        yield _timed(machine, mix, "mmcompile", layer.calls("gemm"), expected)
+        del layer
+    for kind, calls in _cublas():
+        try:
+            yield _timed(machine, kind, "cuBLAS by torch", calls(), assumed.get(kind))
+        except _FAILURES as error:
+            yield Rate(kind, "cuBLAS by torch", assumed=assumed.get(kind), error=str(error))
+
+
+def per_clock(flops: float, facts: GpuFacts, clocks: Clocks) -> float | None:
+    """FLOP per SM and clock of so many FLOP per second; None where the clock is not known."""
+    if not clocks.sm_mhz:
+        return None
+    return flops / facts.multiprocessors / (clocks.sm_mhz * 1e6)
+
+
+def _layer(place: Place, mix: str) -> DeviceLayer:
+    random = np.random.default_rng(0)
+    shape = LayerShape(CHANNELS, OUT_CHANNELS, mixed_segments(mix, CHANNELS))
+    constants = random_constants(random, shape, shape.create(place.library).info)
+    # bf16 of ordinary size: the exponents of 2^-4 to 2^3.
+    x = random.integers(0x3D80, 0x4180, (ROWS, CHANNELS), np.uint16)
+    layer = DeviceLayer(place, shape, constants, x, (BFLOAT16, BFLOAT16))
+    # Leaves codes, and zeroed counters; a product so large is not split along K and uses none.
+    layer.once("quantize")
+    return layer
+
+
+def _timed(
+    machine: GpuMachine, name: str, by: str, calls: list[Enqueue], assumed: float | None
+) -> Rate:
+    readings: list[Clocks] = []
+    try:
+        timing = time_calls(
+            machine, calls, during=lambda: readings.append(read_clocks(machine.facts.uuid))
+        )
+    except _FAILURES as error:
+        return Rate(name, by, assumed=assumed, error=str(error))
+    flops = 2.0 * ROWS * CHANNELS * OUT_CHANNELS / timing.median
+    return Rate(
+        name=name,
+        by=by,
+        reached=per_clock(flops, machine.facts, readings[0]),
+        assumed=assumed,
+        tflops=flops / 1e12,
+        clocks=readings[0],
+        timing=timing,
+    )
+
+
+def _copy(machine: GpuMachine, assumed: float | None) -> Rate:
+    """Bytes read plus bytes written per second, by a copy that outgrows the cache."""
+    size = COPY_BYTES // 2
+    try:
+        source, target = machine.allocate(size), machine.allocate(size)
+        machine.fill(source.address, size, 1)
+
+        def copy(stream: int | None) -> None:
+            machine.driver.call(
+                "cuMemcpyDtoDAsync_v2", target.address, source.address, size, stream
+            )
+
+        readings: list[Clocks] = []
+        timing = time_calls(
+            machine, [copy], during=lambda: readings.append(read_clocks(machine.facts.uuid))
+        )
+    except _FAILURES as error:
+        return Rate("copy", "CUDA driver", assumed=assumed, error=str(error))
+    return Rate("copy", "CUDA driver", 2 * size / timing.median, assumed, None, readings[0], timing)
+
+
+def _cublas() -> Iterator[tuple[str, Callable[[], list[Enqueue]]]]:
+    """FP16 and FP8 products by torch, where it is installed and has CUDA."""
+    if importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+
+    cuda: Any = torch.cuda
+
+    def on_stream(function: Callable[[], Any]) -> list[Enqueue]:
+        def enqueue(stream: int | None) -> None:
+            with cuda.stream(cuda.ExternalStream(stream or 0)):
+                function()
+
+        return [enqueue]
+
+    def operand(dtype: Any) -> Any:
+        return torch.randn((ROWS, CHANNELS), device="cuda", dtype=torch.bfloat16).to(dtype)
+
+    def fp16() -> list[Enqueue]:
+        a, b = operand(torch.float16), operand(torch.float16)
+        out = torch.empty((ROWS, OUT_CHANNELS), device="cuda", dtype=torch.float16)
+        return on_stream(lambda: torch.mm(a, b.t(), out=out))
+
+    def fp8() -> list[Enqueue]:
+        a, b = operand(torch.float8_e4m3fn), operand(torch.float8_e4m3fn)
+        one = torch.ones((), device="cuda")
+        return on_stream(lambda: torch._scaled_mm(a, b.t(), one, one, out_dtype=torch.bfloat16))
+
+    yield "fp16", fp16
+    yield "fp8", fp8

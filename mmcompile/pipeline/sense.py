@@ -1,0 +1,114 @@
+"""Second stage of the policy `cost`: gradients of the linears' outputs, cached, and the plan."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import NoReturn
+
+import msgspec
+
+from mmcompile.cache import cache_folder, cache_key
+from mmcompile.calib import gradient_rows
+from mmcompile.calib.cost import Budget
+from mmcompile.calib.cost_plan import measure_damage, plan_cost
+from mmcompile.calib.data import CalibrationData
+from mmcompile.calib.gradient_rows import GradientSamples, collect_rows
+from mmcompile.calib.policy import Policy
+from mmcompile.calib.stats import ActivationStats
+from mmcompile.errors import UsageError
+from mmcompile.pipeline.prepare import Prepared, input_specs
+from mmcompile.pipeline.search import smallest_within
+from mmcompile.plan import QuantPlan
+from mmcompile.progress import Progress
+
+
+def plan_by_cost(
+    prepared: Prepared,
+    data: CalibrationData | None,
+    stats: ActivationStats,
+    policy: Policy,
+    seed: int,
+    progress: Progress,
+) -> QuantPlan:
+    """The plan of the policy `cost`.
+
+    Raises:
+        UsageError: there is no data, no choice of formats meets the budget, or none the largest
+            error allowed.
+    """
+    samples = sensed(prepared, data, stats.samples, seed, progress)
+    damage = measure_damage(prepared.groups, stats, samples, policy, prepared.source, progress)
+
+    def planned(budget: Budget) -> QuantPlan:
+        asked = dataclasses.replace(policy, target=budget, max_error=None)
+        return plan_cost(
+            prepared.groups, stats, samples, damage, asked, prepared.source, prepared.left_alone
+        )
+
+    if policy.max_error is None:
+        return planned(policy.target)
+    assert data is not None  # as `sensed` has refused
+    plan = smallest_within(prepared, data, planned, policy.objective, policy.max_error, progress)
+    parameters = plan.parameters | {"max_error": policy.max_error}
+    return msgspec.structs.replace(plan, parameters=parameters)
+
+
+def refuse_shards() -> NoReturn:
+    """Refuses statistics in place of data.
+
+    Raises:
+        UsageError: always.
+    """
+    reason = "the policy cost needs gradients, which saved statistics do not hold"
+    remedy = "give --calib instead of --stats, or another --policy"
+    raise UsageError("no-calibration-data", "--policy cost", reason, remedy)
+
+
+def sensed(
+    prepared: Prepared,
+    data: CalibrationData | None,
+    samples: int,
+    seed: int,
+    progress: Progress,
+) -> GradientSamples:
+    """Sampled gradients of all groups, from the cache or from runs of the model.
+
+    Args:
+        prepared: the model.
+        data: the calibration data.
+        samples: how many samples it has.
+        seed: of the choice of rows and directions.
+        progress: told after every sample.
+
+    Raises:
+        UsageError: there is no data.
+    """
+    if data is None:
+        refuse_shards()
+    if not prepared.groups:
+        return GradientSamples({}, {})
+    key = cache_key(
+        gradient_rows.ROWS_VERSION,
+        gradient_rows.SAMPLES,
+        gradient_rows.ROWS,
+        gradient_rows.ROW_BYTES,
+        gradient_rows.ROW_WEIGHTS,
+        gradient_rows.DIRECTIONS,
+        prepared.source.digest(),
+        data.digest(),
+        [(group.name, [site.output for site in group.sites]) for group in prepared.groups],
+        seed,
+    )
+    path = cache_folder() / "gradients" / f"{key}.npz"
+    found = GradientSamples.load(path)
+    if found is not None:
+        return found
+    specs = input_specs(prepared.runnable)
+    found = collect_rows(
+        prepared.source, prepared.runnable, prepared.groups, data, specs, samples, progress, seed
+    )
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found.save(path)
+    return found

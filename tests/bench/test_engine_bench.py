@@ -1,0 +1,98 @@
+"""`mmcompile bench` from a model to a table, on TensorRT's double and a GPU that is host memory."""
+
+import pytest
+
+from mmcompile.cuda.driver import GpuFacts
+from mmcompile.cuda.machine import HostMachine
+from mmcompile.passes.baselines import KINDS
+from mmcompile.pipeline import engine_bench
+from tests.build.conftest import install, tensorrt  # noqa: F401
+from tests.workplace import Workplace, call
+
+
+class Gpu(HostMachine):
+    facts = GpuFacts("NVIDIA GeForce RTX 5090", 120, 170, 32 * 2**30, 96 * 2**20, "13.0", "GPU-0")
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    library = tmp_path / "plugin.so"
+    library.write_bytes(b"\x7fELF stands for a plugin library")
+    monkeypatch.setenv("MMCOMPILE_PLUGIN", str(library))
+    monkeypatch.setattr(engine_bench, "GpuMachine", Gpu)
+    # The double runs graphs in ONNX Runtime, which does not know TensorRT's own operators.
+    monkeypatch.setattr(engine_bench, "WITHOUT_DATA", engine_bench.WITHOUT_DATA[:1])
+    monkeypatch.setattr(engine_bench, "WITH_DATA", engine_bench.WITH_DATA[:2])
+    monkeypatch.setattr("mmcompile.cuda.timing.REPLAYS", (1, 1))
+    monkeypatch.setattr("mmcompile.cuda.timing.MOST_WARM_ROUNDS", 0)
+    monkeypatch.setattr("mmcompile.bench.engines.PROFILED_RUNS", 1)
+    return Workplace(tmp_path)
+
+
+def bench(work, *more):
+    return call("bench", work.model, "--point", "1x1", "--point", "2x3", "--json", *more)
+
+
+def test_stock_variants_and_a_compiled_model(work, tensorrt):  # noqa: F811
+    assert work.compile().code == 0
+    compiled = work.out / "model.onnx"
+    shown = bench(work, "--calib", work.data, "--engine", f"MicroMix={compiled}")
+    assert shown.code == 0, shown.err
+    document = shown.json()
+    assert document["kind"] == "measured"
+    assert document["gpu"]["name"] == "NVIDIA GeForce RTX 5090"
+    assert document["versions"]["TensorRT"] == "11.4.0.106"
+    names = [variant["name"] for variant in document["variants"]]
+    assert names == ["FP16", "FP8", "MicroMix"]
+    for variant in document["variants"]:
+        assert variant["error"] is None
+        assert variant["engine_bytes"] > 0 and variant["build_seconds"] > 0
+        assert [(p["batch"], p["sequence"]) for p in variant["points"]] == [(1, 1), (2, 3)]
+        for point in variant["points"]:
+            assert point["error"] is None and point["seconds"] > 0
+            assert "no CUDA graph" in point["note"]  # host memory has none
+            assert point["layers"][0]["name"] == "a layer"
+
+
+def test_micromix_is_compiled_from_the_fp16_baseline(work, tensorrt):  # noqa: F811
+    variants = bench(work, "--calib", work.data).json()["variants"]
+    assert [variant["name"] for variant in variants] == ["FP16", "FP8", "MicroMix"]
+    assert all(variant["error"] is None for variant in variants)
+
+
+def test_stock_variants_that_need_data():
+    assert tuple(KINDS) == engine_bench.WITH_DATA
+    assert set(engine_bench.WITH_DATA) - set(engine_bench.WITHOUT_DATA) == {"fp8", "nvfp4"}
+
+
+def test_without_data_fp8_and_nvfp4_are_left_out(work, tensorrt):  # noqa: F811
+    names = [variant["name"] for variant in bench(work).json()["variants"]]
+    assert names == ["FP16"]
+
+
+def test_a_build_that_fails_is_told_beside_the_others(work, tensorrt):  # noqa: F811
+    tensorrt.faults.build = ["2: [virtualMemoryBuffer.cpp] OutOfMemory"]
+    shown = bench(work)
+    assert shown.code == 4
+    for variant in shown.json()["variants"]:
+        assert "build-out-of-memory" in variant["error"]
+
+
+def test_a_model_that_is_not_there(work, tensorrt):  # noqa: F811
+    document = bench(work, "--engine", "A=none.onnx").json()
+    assert "none.onnx" in document["variants"][-1]["error"]
+    assert document["variants"][0]["points"][0]["seconds"] > 0
+
+
+def test_tensorrt_that_is_too_old(work, install):  # noqa: F811
+    install("10.9.0.34")
+    shown = bench(work)
+    assert shown.code == 4
+    assert "10.9.0.34" in shown.line() and "--modelled" in shown.line()
+
+
+def test_another_gpu_than_asked_for(work, tensorrt):  # noqa: F811
+    shown = bench(work, "--gpu", "rtx5080")
+    assert shown.code == 2 and "not rtx5080" in shown.line()
