@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from mmcompile.cli.help import SECTIONS
 from mmcompile.errors import UsageError
 
 if TYPE_CHECKING:
@@ -238,19 +239,9 @@ def refuse_beside_plan(context: click.Context) -> None:
     Raises:
         UsageError: there is one.
     """
-    for name in (
-        "policy",
-        "objective",
-        "target_speed",
-        "target_bits",
-        "max_error",
-        "classes",
-        "thresholds",
-        "factor",
-        "granularity",
-        "order",
-        "scale_rule",
-    ):
+    for name in SECTIONS["Precision"]:
+        if name == "plan":
+            continue
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             option = next(p.opts[0] for p in context.command.params if p.name == name)
             reason = "it has no effect beside --plan, which holds the decision already"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -62,10 +62,9 @@ class Problem:
     y_type: int = 0
     bias: np.ndarray | None = None
     residual: np.ndarray | None = None
-    kept: list[np.ndarray] = field(default_factory=list)
 
-    def run(self, device: Device, tactic: int = 0) -> np.ndarray:
-        """y[rows, channels] of the GEMM kernel, on a poisoned output and workspace."""
+    def run(self, device: Device, tactic: int = 0, y: np.ndarray | None = None) -> np.ndarray:
+        """y[rows, channels] of the GEMM kernel, on a poisoned workspace and, unless given, y."""
         layout = self.linear.workspace_layout(device, self.rows)
         workspace = aligned(np.full(layout.bytes, 0xFF, np.uint8))
         workspace[: self.act.codes.size] = self.act.codes.ravel()
@@ -73,7 +72,8 @@ class Problem:
         workspace[layout.scales : scales_end] = self.act.scales.ravel()
         workspace[layout.counters : layout.partials] = 0  # as the quantization leaves it
         weight, scales = aligned(self.weight.codes), aligned(self.weight.scales)
-        y = np.full((self.rows, self.channels), np.nan, TYPES[self.y_type])
+        if y is None:
+            y = np.full((self.rows, self.channels), np.nan, TYPES[self.y_type])
         order = aligned(np.zeros(4, np.int32))
         arguments = Arguments(
             rows=self.rows,
