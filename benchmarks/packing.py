@@ -1,6 +1,6 @@
 """Rate at which weights are quantized and packed, against the rate of copying the same bytes.
 
-    python -m benchmarks.packing [--channels 4096] [--outputs 11008] [--rounds 9]
+    python -m benchmarks.packing [--channels 4096] [--outputs 11008] [--rounds 9] [--searched]
 
 Gigabytes of fp32 weight read per second for every format, in both layouts of the weight ([K, N] as
 MatMul has it, [N, K] as Gemm with transB has it), under a random channel order. memcpy is
@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -22,7 +23,7 @@ from benchmarks.measure import environment, interleaved, median_ratio, show
 from mmcompile import _native
 from mmcompile.formats import BLOCK_FORMATS, THRESHOLDS
 from mmcompile.packed import THREADS, native_segments
-from mmcompile.plan import SCALE_WORD, Segment
+from mmcompile.plan import SCALE_WORD, Segment, WeightScales
 
 GOAL = 0.25
 """Share of memcpy's rate that packing is meant to reach."""
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="*", default=sorted({1, THREADS}))
     parser.add_argument("--order", choices=["random", "natural"], default="random")
+    parser.add_argument("--searched", action="store_true", help="the better of two block scales")
     parser.add_argument("--markdown", action="store_true", help="print the table for docs")
     arguments = parser.parse_args()
     print(environment())
@@ -48,7 +50,7 @@ def main() -> None:
     if arguments.order == "random":
         random.shuffle(order)
     for threads in arguments.threads:
-        rows = measure(weights, order, threads, arguments.rounds)
+        rows = measure(weights, order, threads, arguments.rounds, arguments.searched)
         title = (
             f"Packing fp32 {arguments.channels} × {arguments.outputs}, {arguments.order} channel "
             f"order, {threads} thread{'s' if threads > 1 else ''}; goal: {GOAL} of memcpy"
@@ -58,13 +60,19 @@ def main() -> None:
 
 
 def measure(
-    weights: dict[str, F32], order: npt.NDArray[np.int32], threads: int, rounds: int
+    weights: dict[str, F32],
+    order: npt.NDArray[np.int32],
+    threads: int,
+    rounds: int,
+    searched: bool,
 ) -> list[list[str]]:
     """The table's rows for one number of threads."""
     first = next(iter(weights.values()))
     copy = copier(first, threads)
     rows = []
-    for name, segments in splits(order.size).items():
+    for name, split in splits(order.size).items():
+        how: WeightScales = "searched" if searched else "rule"
+        segments = tuple(msgspec.structs.replace(s, weight_scales=how) for s in split)
         packers = {
             layout: packer(weight, segments, order, threads) for layout, weight in weights.items()
         }

@@ -70,8 +70,8 @@ def collect(
             continue
         feed = dict(trimmed)
         feed[TOKEN_MASK] = mask
-        feed[ROW_KEYS] = _row_keys(trimmed, seed)
-        values = iter(_run(session, names, feed, number))
+        feed[ROW_KEYS] = row_keys(trimmed, seed)
+        values = iter(run_sample(session, names, feed, number))
         for tensor in watched:
             fields = dict(zip(OUTPUTS, values, strict=False))
             stats = _tensor_stats(fields, ratios)
@@ -97,7 +97,7 @@ def token_mask(sample: Sample) -> np.ndarray:
     return np.ones(_tokens(sample), bool)
 
 
-def _row_keys(sample: Sample, seed: int) -> np.ndarray:
+def row_keys(sample: Sample, seed: int) -> np.ndarray:
     """float32[4099] random keys that depend on the sample's content, not on its place.
 
     So shards sample rows independently, and the same data in another order the same rows.
@@ -115,9 +115,15 @@ def _tokens(sample: Mapping[str, np.ndarray]) -> int:
     return 1
 
 
-def _run(
+def run_sample(
     session: ort.InferenceSession, names: list[str], feed: Sample, number: int
 ) -> Iterable[np.ndarray]:
+    """The outputs of one run.
+
+    Raises:
+        UsageError: ONNX Runtime rejects the sample.
+        EnvironmentProblem: it ran out of memory.
+    """
     try:
         return session.run(names, feed)  # type: ignore[no-any-return]
     except Exception as error:  # the runtime raises its own unrelated classes

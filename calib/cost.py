@@ -28,9 +28,10 @@ CLASSES = ("nvfp4", "mxfp4", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8")
 class Objective(enum.StrEnum):
     """What is to be cheap.
 
-    `prefill`: tensor-core time, which bounds large batches. `decode`: bytes of weights, which
-    bound small ones; activations may then be wider than weights for nothing. `memory`: bytes of
-    weights too, but activations in the weights' format, so that large batches stay fast.
+    `prefill`: tensor-core time, which bounds large batches; one wide operand costs as much as two.
+    `decode`: bytes of weights, which bound small ones; activations may then be wider than weights
+    for nothing. `memory`: bytes of weights too, but activations in the weights' format, so that
+    large batches stay fast.
     """
 
     PREFILL = "prefill"
@@ -91,8 +92,8 @@ DEFAULT_BUDGETS = {
 def candidates(objective: Objective, classes: Sequence[str]) -> tuple[FormatPair, ...]:
     """The format pairs to choose from, the cheapest first.
 
-    NVFP4 pairs with itself only, as no instruction multiplies it with anything else. For
-    `decode`, activations are at least as wide as the weights.
+    NVFP4 pairs with itself only, as no instruction multiplies it with anything else. Activations
+    may be wider than the weights, but for `memory`.
 
     Raises:
         UsageError: a class is unknown, twice there, or there is none.
@@ -105,7 +106,7 @@ def candidates(objective: Objective, classes: Sequence[str]) -> tuple[FormatPair
         reason = "a class stands there twice" if classes else "there is no class"
         raise UsageError("bad-classes", "--classes", reason, "name each class once")
     pairs = [FormatPair(name, name) for name in classes]
-    if objective is Objective.DECODE:
+    if objective is not Objective.MEMORY:
         pairs += [
             FormatPair(act, weight)
             for act, weight in itertools.permutations(classes, 2)

@@ -3,8 +3,8 @@
 Per group of layers, in two stages: channels are sorted by max |x| and the damage of each at 4 bits
 is measured; they are sorted again by that damage and the damage of every run in every format is
 measured. Then one allocation over the runs of the whole model chooses the formats, and inside each
-class channels are sorted by max |x| again, so that blocks hold channels of like size. The formulas
-are in `sensitivity`, the allocation in `allocate`, docs/policy.md tells the whole.
+class the channels take the best of a few orders (`class_order`). The formulas are in
+`sensitivity`, the allocation in `allocate`, docs/policy.md tells the whole.
 
 Only the plan is decided here. How weights are rounded (error feedback, say) is the packer's.
 """
@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mmcompile.calib.allocate import Limit, allocate, allocate_two, total_damage
+from mmcompile.calib.class_order import candidate_keys, in_best_order
 from mmcompile.calib.cost import Budget, FormatPair, candidates
 from mmcompile.calib.gradient_rows import GradientSamples, GroupRows
-from mmcompile.calib.order import Order, channel_order
+from mmcompile.calib.order import CHANNEL_STEP, Bounds, Order, channel_order, run_bounds
 from mmcompile.calib.policy import Policy, watched_tensor
 from mmcompile.calib.sensitivity import (
     Scales,
@@ -33,7 +34,7 @@ from mmcompile.calib.sensitivity import (
 )
 from mmcompile.calib.stats import ActivationStats, TensorStats
 from mmcompile.errors import UsageError
-from mmcompile.formats import THRESHOLDS, block_format, nvfp4_tensor_scale
+from mmcompile.formats import block_format, nvfp4_tensor_scale
 from mmcompile.graph import SourceModel
 from mmcompile.plan import (
     PADDING,
@@ -69,6 +70,7 @@ class GroupDamage:
 
     Attributes:
         order: int32[K_pad], the channels by damage, the runs lie along it.
+        bounds: intp[runs + 1], where the runs begin and end (`order.run_bounds`).
         damage: float64[runs, pairs].
         act_max: float32[K], largest |x| per channel.
         weight_max: float32[K], largest |w| per channel.
@@ -77,6 +79,7 @@ class GroupDamage:
     """
 
     order: IntArray
+    bounds: Bounds
     damage: F64
     act_max: F32
     weight_max: F32
@@ -98,11 +101,11 @@ def measure_damage(
         UsageError: the statistics of a group hold no token.
     """
     pairs = candidates(policy.objective, policy.classes)
-    tokens = {g.name: _tokens(stats.tensors[watched_tensor(g).key]) for g in groups}
+    tokens = {g.name: tokens_per_sample(stats.tensors[watched_tensor(g).key]) for g in groups}
     # A sample's tokens add up in the model's output: a layer that sees few of them, on a pooled
     # vector say, changes it less often than one that sees all.
     most = max(tokens.values(), default=1.0)
-    response = _mean_response(groups, samples, source)
+    response = mean_response(groups, samples, source)
     found = []
     for group in progress.track(groups, "measuring sensitivity", len(groups)):
         tensor = stats.tensors[watched_tensor(group).key]
@@ -114,9 +117,10 @@ def measure_damage(
         known = rows is not None
         if rows is None:
             rows = synthetic_rows(group, tensor, source, response)
-        order, damage, largest = _group_damage(group, tensor, rows, pairs, policy, source)
+        order, bounds, damage, largest = _group_damage(group, tensor, rows, pairs, policy, source)
         damage *= tokens[group.name] / most
-        found.append(GroupDamage(order, damage, tensor.abs_max, largest, group.out_channels, known))
+        outputs = group.out_channels
+        found.append(GroupDamage(order, bounds, damage, tensor.abs_max, largest, outputs, known))
     return tuple(found)
 
 
@@ -138,7 +142,7 @@ def plan_cost(
     budget, asked = policy.budget, policy.budget.bits
     while True:
         try:
-            choices = choose(damage, pairs, budget, policy.granularity, groups)
+            choices = choose(damage, pairs, budget, groups)
         except UsageError as error:
             if budget == policy.budget:
                 raise
@@ -154,6 +158,11 @@ def plan_cost(
         # Runs below 128 channels do not fill the words that scales are packed in, which only the
         # finished segments tell.
         budget = dataclasses.replace(budget, bits=budget.bits - max(excess, 2**-6))
+    # The order inside a class changes neither its cost nor the choice: once, for the plan at last.
+    ordered = tuple(
+        _in_best_order(group, plan, stats, samples, source)
+        for group, plan in zip(groups, planned, strict=True)
+    )
     total = sum(
         total_damage(found.damage, choice) for found, choice in zip(damage, choices, strict=True)
     )
@@ -167,7 +176,7 @@ def plan_cost(
         policy=policy.name,
         parameters=parameters,
         calibration=stats.description + ("" if stats.fit else f" {UNFIT}"),
-        groups=planned,
+        groups=ordered,
         left_alone=tuple(left_alone),
     )
 
@@ -176,7 +185,6 @@ def choose(
     damage: Sequence[GroupDamage],
     pairs: Sequence[FormatPair],
     budget: Budget,
-    granularity: int,
     groups: Sequence[SiteGroup],
 ) -> list[Choice]:
     """The pair of every run, per group.
@@ -190,9 +198,7 @@ def choose(
     if not damage:
         return []
     everything = np.concatenate([found.damage for found in damage])
-    channels = np.concatenate(
-        [np.full(len(found.damage), granularity * found.outputs, np.float64) for found in damage]
-    )
+    channels = np.concatenate([np.diff(found.bounds) * float(found.outputs) for found in damage])
     weights = sum(group.in_channels * group.out_channels for group in groups)
     limits = []
     for option, value, costs, whole in (
@@ -252,11 +258,12 @@ def _allocated(damage: F64, pairs: Sequence[FormatPair], limits: Sequence[Limit]
         raise UsageError("budget-too-small", "--target-bits", reason, remedy) from error
 
 
-def _tokens(tensor: TensorStats) -> float:
+def tokens_per_sample(tensor: TensorStats) -> float:
+    """Rows of a tensor per sample that showed any."""
     return tensor.tokens / max(1, tensor.samples)
 
 
-def _mean_response(
+def mean_response(
     groups: Sequence[SiteGroup], samples: GradientSamples, source: SourceModel
 ) -> float:
     """How far a relative change of a layer's output moves the model's, squared, on average.
@@ -281,22 +288,23 @@ def _group_damage(
     pairs: Sequence[FormatPair],
     policy: Policy,
     source: SourceModel,
-) -> tuple[IntArray, F64, F32]:
-    """The order by damage, D[runs, pairs] along it, and the largest |w| per channel."""
+) -> tuple[IntArray, Bounds, F64, F32]:
+    """The order by damage, its runs, D[runs, pairs] of them, and the largest |w| per channel."""
     largest = weight_amax(group, source)
     scales = _scales(policy, tensor.abs_max, largest)
-    by_size = channel_order(tensor.abs_max.astype(np.float64), Order.SORTED, policy.granularity)
+    by_size = channel_order(tensor.abs_max.astype(np.float64), Order.SORTED, CHANNEL_STEP)
     cheapest = pairs[0]
     responses = responses_of(group, source, rows, by_size, [cheapest.weight], scales)
     harm = np.zeros(group.in_channels)
     real = by_size != PADDING
     alone = channel_damage(rows, responses, by_size, cheapest, scales)
     harm[by_size[real]] = _finite(alone[real])
-    order = channel_order(harm, policy.order or Order.SORTED, policy.granularity)
+    order = channel_order(harm, policy.channel_order, CHANNEL_STEP)
+    bounds = run_bounds(order.size, policy.granularity)
     weights = tuple(dict.fromkeys(pair.weight for pair in pairs))
     responses = responses_of(group, source, rows, order, weights, scales)
-    damage = run_damage(rows, responses, order, pairs, scales, policy.granularity)
-    return order, _finite(damage), largest
+    damage = run_damage(rows, responses, order, pairs, scales, bounds)
+    return order, bounds, _finite(damage), largest
 
 
 def _scales(policy: Policy, act_max: F32, weight_max: F32) -> Scales:
@@ -305,6 +313,7 @@ def _scales(policy: Policy, act_max: F32, weight_max: F32) -> Scales:
         policy.scale_rule,
         nvfp4_tensor_scale(HEADROOM * float(act_max.max(initial=0))),
         nvfp4_tensor_scale(float(weight_max.max(initial=0))),
+        policy.weight_block_scales,
     )
 
 
@@ -322,13 +331,12 @@ def _plan_group(
     policy: Policy,
 ) -> GroupPlan:
     tensor = stats.tensors[watched_tensor(group).key]
-    order, lengths = classed_order(found, choice, len(pairs), policy.granularity)
+    order, lengths = classed_order(found, choice, len(pairs))
     if [pair for pair, length in zip(pairs, lengths, strict=True) if length] == [MXFP8_PAIR]:
         # One wide format has nothing to gain from an order; this is the uniform policy's.
-        order = channel_order(tensor.abs_max.astype(np.float64), Order.NATURAL, policy.granularity)
-    thresholds = THRESHOLDS[policy.scale_rule]
+        order = channel_order(tensor.abs_max.astype(np.float64), Order.NATURAL, CHANNEL_STEP)
     segments = tuple(
-        Segment(length, pair.act, pair.weight, thresholds[pair.act], thresholds[pair.weight])
+        policy.segment(length, pair.act, pair.weight)
         for pair, length in zip(pairs, lengths, strict=True)
         if length
     )
@@ -358,14 +366,30 @@ def _plan_group(
     )
 
 
-def classed_order(
-    found: GroupDamage, choice: Choice, pairs: int, granularity: int
-) -> tuple[IntArray, list[int]]:
+def _in_best_order(
+    group: SiteGroup,
+    plan: GroupPlan,
+    stats: ActivationStats,
+    samples: GradientSamples,
+    source: SourceModel,
+) -> GroupPlan:
+    """The plan with the best order inside its classes; uniform MXFP8 stays as it is."""
+    if [FormatPair(s.act_format, s.weight_format) for s in plan.segments] == [MXFP8_PAIR]:
+        return plan
+    tensor = stats.tensors[watched_tensor(group).key]
+    rows = samples.groups.get(group.name)
+    if rows is None:
+        # The scale of these rows is nothing to a comparison of orders.
+        rows = synthetic_rows(group, tensor, source, response=1.0)
+    return in_best_order(group, plan, candidate_keys(tensor), source, rows)
+
+
+def classed_order(found: GroupDamage, choice: Choice, pairs: int) -> tuple[IntArray, list[int]]:
     """The channels class by class, each class ascending by max |x|, and the classes' lengths."""
     parts, lengths = [], []
-    runs = found.order.reshape(-1, granularity)
+    classes = np.repeat(choice, np.diff(found.bounds))
     for index in range(pairs):
-        channels = runs[choice == index].reshape(-1)
+        channels = found.order[classes == index]
         magnitude = np.where(channels == PADDING, -1, found.act_max[np.maximum(channels, 0)])
         parts.append(channels[np.lexsort((channels, magnitude))])
         lengths.append(channels.size)

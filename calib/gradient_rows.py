@@ -22,6 +22,7 @@ import numpy.typing as npt
 import onnx
 
 from mmcompile.calib.data import CalibrationData, InputSpec, Sample
+from mmcompile.calib.effort import WORK, Effort, Work
 from mmcompile.calib.gradient import GradientRows, collect_gradients, differentiate
 from mmcompile.calib.instrument import WatchedTensor
 from mmcompile.graph import SourceModel
@@ -29,12 +30,6 @@ from mmcompile.progress import Progress
 from mmcompile.sites import SiteGroup
 
 ROWS_VERSION = 1
-SAMPLES = 32
-"""Samples that gradients are taken of at most, spread evenly over the calibration data."""
-ROWS = 512
-"""Token rows per group, over all samples."""
-DIRECTIONS = 1
-"""Random directions of the output per sample."""
 ROW_BYTES = 2**29
 """Bytes that the rows of all groups together may take; large models get fewer rows."""
 ROW_WEIGHTS = 2**35
@@ -114,6 +109,7 @@ def collect_rows(
     samples: int,
     progress: Progress,
     seed: int = 0,
+    work: Work = WORK[Effort.BALANCED],
 ) -> GradientSamples:
     """Sampled tokens of all groups.
 
@@ -121,11 +117,12 @@ def collect_rows(
         source: where the weights lie.
         skeleton: the graph to run.
         groups: the layers.
-        data: the calibration data; at most `SAMPLES` of its samples are used.
+        data: the calibration data; its samples are thinned evenly.
         specs: the model's inputs.
         samples: how many samples the data has.
         progress: told after every sample.
         seed: of the choice of rows and directions.
+        work: how many samples, rows and directions are taken.
 
     Raises:
         UnsupportedModelError: the model cannot run.
@@ -142,11 +139,11 @@ def collect_rows(
         reasons = (graph.missing.get(site.output) for site in group.sites)
         if known := next(filter(None, reasons), None):
             missing[group.name] = known
-    used = min(samples, SAMPLES)
+    used = min(samples, work.gradient_samples)
     found: dict[str, list[GroupRows]] = defaultdict(list)
     broken: dict[str, str] = {}
     measured = [group for group in groups if group.name not in missing]
-    per_sample = -(-rows_per_group(measured) // used)
+    per_sample = -(-rows_per_group(measured, work) // used)
     watched = {
         group.name: WatchedTensor(group.input, group.in_channels, group.transpose_input)
         for group in measured
@@ -159,7 +156,7 @@ def collect_rows(
         _thinned(data, samples, used),
         specs,
         progress,
-        directions=DIRECTIONS,
+        directions=work.directions,
         rows_per_sample=per_sample,
         seed=seed,
     ):
@@ -176,12 +173,12 @@ def collect_rows(
     return GradientSamples(joined, missing)
 
 
-def rows_per_group(groups: Sequence[SiteGroup]) -> int:
-    """Rows of every group: `ROWS`, or fewer where all stay below the bounds only so."""
-    width = sum(group.in_channels + DIRECTIONS * group.out_channels for group in groups)
+def rows_per_group(groups: Sequence[SiteGroup], work: Work = WORK[Effort.BALANCED]) -> int:
+    """Rows of every group: as asked for, or fewer where all stay below the bounds only so."""
+    width = sum(group.in_channels + work.directions * group.out_channels for group in groups)
     weights = sum(group.in_channels * group.out_channels for group in groups)
-    bounds = (ROW_BYTES // max(1, 4 * width), ROW_WEIGHTS // max(1, DIRECTIONS * weights))
-    return max(LEAST_ROWS, min(ROWS, *bounds))
+    bounds = (ROW_BYTES // max(1, 4 * width), ROW_WEIGHTS // max(1, work.directions * weights))
+    return max(LEAST_ROWS, min(work.gradient_rows, *bounds))
 
 
 def _thinned(data: CalibrationData, samples: int, used: int) -> CalibrationData:

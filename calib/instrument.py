@@ -46,11 +46,12 @@ def instrument(
     watched: Sequence[WatchedTensor],
     ratios: Sequence[float],
     rows_per_sample: int,
+    statistics: Sequence[str] = OUTPUTS,
 ) -> onnx.ModelProto:
-    """A copy of the model whose only outputs are the statistics of the watched tensors.
+    """A copy of the model whose only outputs are statistics of the watched tensors.
 
     The copy has two more inputs: `TOKEN_MASK` bool[tokens of the sample] and `ROW_KEYS`
-    float[keys], random numbers that choose the sampled rows.
+    float[keys], random numbers that choose the sampled rows. `statistics` are some of `OUTPUTS`.
     """
     model = onnx.ModelProto()
     model.CopyFrom(skeleton)
@@ -73,13 +74,13 @@ def instrument(
             type=helper.make_tensor_type_proto(types[statistic], None),
         )
         for tensor in watched
-        for statistic in OUTPUTS
+        for statistic in statistics
     )
-    _prune(graph)
+    prune(graph)
     return model
 
 
-def _prune(graph: onnx.GraphProto) -> None:
+def prune(graph: onnx.GraphProto) -> None:
     """Removes the nodes that no output needs, such as a language model's head."""
     needed = {value.name for value in graph.output}
     kept = []

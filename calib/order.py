@@ -1,4 +1,4 @@
-"""Channel orders: which source channel stands at which position of the permuted axis."""
+"""Channel orders: which source channel stands at which position, and the runs of an order."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import numpy.typing as npt
 from mmcompile.plan import PADDING
 
 IntArray = npt.NDArray[np.int32]
+Bounds = npt.NDArray[np.intp]
+
+CHANNEL_STEP = 32
+"""Lengths of segments are multiples of this, the longest block."""
 
 
 class Order(enum.StrEnum):
@@ -24,8 +28,8 @@ class Order(enum.StrEnum):
     NATURAL = "natural"
 
 
-def channel_order(magnitude: npt.NDArray[np.float64], order: Order, granularity: int) -> IntArray:
-    """The order of K channels, padded to a multiple of the granularity.
+def channel_order(magnitude: npt.NDArray[np.float64], order: Order, multiple: int) -> IntArray:
+    """The order of K channels, padded to a multiple.
 
     Channels of zeros are put first, where a sorted order has its smallest channels and thus the
     cheapest format.
@@ -33,7 +37,7 @@ def channel_order(magnitude: npt.NDArray[np.float64], order: Order, granularity:
     Args:
         magnitude: float64[K], the channels' magnitudes.
         order: how to sort; ties keep the natural order.
-        granularity: multiple that the result's length has.
+        multiple: what the result's length is a multiple of.
 
     Returns:
         int32[K_pad]: position → source channel, `PADDING` for channels of zeros.
@@ -47,5 +51,22 @@ def channel_order(magnitude: npt.NDArray[np.float64], order: Order, granularity:
             channels = np.random.default_rng(magnitude.size).permutation(magnitude.size)
         case Order.NATURAL:
             channels = np.arange(magnitude.size)
-    padding = np.full(-magnitude.size % granularity, PADDING)
+    padding = np.full(-magnitude.size % multiple, PADDING)
     return np.concatenate([padding, channels]).astype(np.int32)
+
+
+def run_bounds(channels: int, granularity: int) -> Bounds:
+    """Where the runs of an order begin and end.
+
+    All runs have `granularity` channels, but for the first, which has what is left over: in an
+    ascending order that is where least is at stake.
+
+    Args:
+        channels: K_pad, the length of the order.
+        granularity: channels of a run.
+
+    Returns:
+        intp[runs + 1]: run b is the positions from entry b up to, without, entry b + 1.
+    """
+    ends = np.arange(channels, 0, -granularity, dtype=np.intp)[::-1]
+    return np.concatenate([np.zeros(1, np.intp), ends])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from mmcompile.calib.cost import (
     candidates,
 )
 from mmcompile.calib.instrument import WatchedTensor
-from mmcompile.calib.order import Order, channel_order
+from mmcompile.calib.order import CHANNEL_STEP, Order, channel_order
 from mmcompile.calib.split import Thresholds, split_channels, threshold_ratios
 from mmcompile.calib.stats import ActivationStats, TensorStats
 from mmcompile.errors import UsageError
@@ -34,6 +35,7 @@ from mmcompile.plan import (
     LeftAlone,
     QuantPlan,
     Segment,
+    WeightScales,
     format_order,
 )
 from mmcompile.sites import SiteGroup
@@ -43,6 +45,7 @@ MICROMIX = "micromix"
 UNIFORM = {name: name for name in BLOCK_FORMATS} | {"mxfp6": "mxfp6_e2m3"}
 POLICIES = (MICROMIX, COST, *UNIFORM)
 GRANULARITIES = (32, 64, 128)
+WEIGHT_SCALES: tuple[WeightScales, ...] = get_args(WeightScales)
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,12 @@ class Policy:
         name: one of `POLICIES`.
         thresholds: MicroMix's threshold setting.
         factor: λ, by which MicroMix's thresholds are multiplied.
-        granularity: channels that a segment's length is a multiple of.
+        granularity: channels that MicroMix's segments are multiples of, and channels of a run of
+            `cost`, of which one may be shorter. Uniform policies have one segment and need none.
         order: how channels are sorted; None is the policy's own.
         scale_rule: the rule of `formats.THRESHOLDS` for block exponents.
+        weight_scales: whether weights follow the rule too or take the better of two scales per
+            block; None is the policy's own.
         objective: what `cost` makes cheap.
         target: the budget of `cost`; without any limit it is the objective's default.
         classes: the formats that `cost` chooses from.
@@ -68,6 +74,7 @@ class Policy:
     granularity: int = 128
     order: Order | None = None
     scale_rule: str = "balanced"
+    weight_scales: WeightScales | None = None
     objective: Objective = Objective.PREFILL
     target: Budget = NO_BUDGET
     classes: tuple[str, ...] = CLASSES
@@ -78,6 +85,7 @@ class Policy:
             ("--policy", self.name, POLICIES),
             ("--granularity", self.granularity, GRANULARITIES),
             ("--scale-rule", self.scale_rule, tuple(THRESHOLDS)),
+            ("--weight-scales", self.weight_block_scales, WEIGHT_SCALES),
         ):
             if value not in known:
                 choices = ", ".join(map(str, known))
@@ -115,13 +123,34 @@ class Policy:
             return self.order
         return Order.SORTED if self.name in (MICROMIX, COST) else Order.NATURAL
 
+    @property
+    def channel_multiple(self) -> int:
+        """What K is padded to a multiple of."""
+        return self.granularity if self.name == MICROMIX else CHANNEL_STEP
+
+    @property
+    def weight_block_scales(self) -> WeightScales:
+        """How block scales of weights are found; MicroMix is the paper's, which has one rule."""
+        if self.weight_scales is not None:
+            return self.weight_scales
+        return "rule" if self.name == MICROMIX else "searched"
+
+    def segment(self, channels: int, act: str, weight: str) -> Segment:
+        """A segment of two formats with the policy's block scales."""
+        thresholds = THRESHOLDS[self.scale_rule]
+        return Segment(
+            channels, act, weight, thresholds[act], thresholds[weight], self.weight_block_scales
+        )
+
     def parameters(self) -> dict[str, str | float | int]:
         """The parameters in force, for the plan and the report."""
         found: dict[str, str | float | int] = {
-            "granularity": self.granularity,
             "order": self.channel_order.value,
             "scale_rule": self.scale_rule,
+            "weight_scales": self.weight_block_scales,
         }
+        if self.name in (MICROMIX, COST):
+            found = {"granularity": self.granularity} | found
         if self.name == MICROMIX:
             found |= {"thresholds": self.thresholds.value, "lambda": self.factor}
         if self.name == COST:
@@ -165,7 +194,7 @@ def plan_group(
     group: SiteGroup, stats: TensorStats, policy: Policy, source: SourceModel
 ) -> GroupPlan:
     """The plan of one group."""
-    order = channel_order(stats.mean_abs, policy.channel_order, policy.granularity)
+    order = channel_order(stats.mean_abs, policy.channel_order, policy.channel_multiple)
     figures = {"tokens": float(stats.tokens), "act_max": float(stats.abs_max.max(initial=0))}
     if policy.name == MICROMIX:
         above_low, above_middle = map(stats.exceed_share, policy.ratios)
@@ -174,12 +203,7 @@ def plan_group(
         parts = [("mxfp4", split.p4), ("mxfp6_e3m2", split.p6), ("mxfp8", split.p8)]
     else:
         parts = [(UNIFORM[policy.name], order.size)]
-    thresholds = THRESHOLDS[policy.scale_rule]
-    segments = tuple(
-        Segment(channels, name, name, thresholds[name], thresholds[name])
-        for name, channels in parts
-        if channels
-    )
+    segments = tuple(policy.segment(channels, name, name) for name, channels in parts if channels)
     act_scale = weight_scale = 1.0
     if any(BLOCK_FORMATS[name].scale == "e4m3" for name, _ in parts):
         act_scale = nvfp4_tensor_scale(float(stats.abs_max.max(initial=0)))

@@ -22,10 +22,11 @@ import numpy.typing as npt
 from mmcompile import _native
 from mmcompile.calib.cost import FormatPair
 from mmcompile.calib.gradient_rows import GroupRows
+from mmcompile.calib.order import Bounds
 from mmcompile.formats import THRESHOLDS, block_format
 from mmcompile.graph import SourceModel
-from mmcompile.packed import THREADS
-from mmcompile.plan import PADDING
+from mmcompile.packed import THREADS, dequantize_activations, native_segments
+from mmcompile.plan import PADDING, GroupPlan, WeightScales
 from mmcompile.sites import SiteGroup
 
 F32 = npt.NDArray[np.float32]
@@ -44,15 +45,21 @@ class Scales:
         rule: the rule of `formats.THRESHOLDS`.
         act_tensor: NVFP4's tensor scale of the activations.
         weight_tensor: NVFP4's tensor scale of the weights.
+        weights: whether weights follow the rule or the better of two scales is searched.
     """
 
     rule: str
     act_tensor: float = 1.0
     weight_tensor: float = 1.0
+    weights: WeightScales = "rule"
 
-    def threshold(self, fmt: str) -> float:
-        """The mantissa threshold of a format."""
+    def act_threshold(self, fmt: str) -> float:
+        """The mantissa threshold of a format of activations."""
         return THRESHOLDS[self.rule][fmt]
+
+    def weight_threshold(self, fmt: str) -> float | None:
+        """That of a format of weights; None where scales are searched."""
+        return THRESHOLDS[self.rule][fmt] if self.weights == "rule" else None
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,8 @@ def channel_damage(
     rows: GroupRows, responses: Responses, order: IntArray, pair: FormatPair, scales: Scales
 ) -> F64:
     """Damage of every channel alone: D for runs of one channel, float64[K_pad]."""
-    return _contribution_squares(rows, responses, order, pair, scales, 1)
+    quantized = _quantized_activations(rows, order, pair.act, scales)
+    return _contribution_squares(rows, responses, order, pair, quantized, None)
 
 
 def run_damage(
@@ -81,16 +89,17 @@ def run_damage(
     order: IntArray,
     pairs: Sequence[FormatPair],
     scales: Scales,
-    granularity: int,
+    bounds: Bounds,
 ) -> F64:
-    """D of every run and pair, float64[K_pad / granularity, pairs]."""
-    return np.stack(
-        [
-            _contribution_squares(rows, responses, order, pair, scales, granularity)
-            for pair in pairs
-        ],
-        axis=1,
-    )
+    """D of every run and pair, float64[runs, pairs]; `bounds` are those of `order.run_bounds`."""
+    damage = np.empty((len(bounds) - 1, len(pairs)))
+    for act in dict.fromkeys(pair.act for pair in pairs):
+        quantized = _quantized_activations(rows, order, act, scales)
+        for index, pair in enumerate(pairs):
+            if pair.act == act:
+                found = _contribution_squares(rows, responses, order, pair, quantized, bounds)
+                damage[:, index] = found
+    return damage
 
 
 def responses_of(
@@ -117,21 +126,55 @@ def responses_of(
     shape = (*rows.gradients.shape[:2], order.size)
     exact = np.zeros(shape, np.float32)
     quantized = {name: np.zeros(shape, np.float32) for name in formats}
-    for start, weight in _weight_rows(group, source):
+    for start, weight in weight_rows(group, source):
         gradient = rows.gradients[:, :, start : start + len(weight)]
         exact += gradient @ in_order(weight, order)
         for name in formats:
             rounded = quantized_rows(
-                weight, order, name, scales.threshold(name), scales.weight_tensor
+                weight, order, name, scales.weight_threshold(name), scales.weight_tensor
             )
             quantized[name] += gradient @ rounded
     return Responses(exact, quantized)
 
 
-def quantized_rows(
-    values: F32, order: IntArray, fmt: str, threshold: float, tensor_scale: float
+def exact_response(group: SiteGroup, source: SourceModel, rows: GroupRows) -> F32:
+    """g·W, float32[D, R, K] in the channels' own order."""
+    response = np.zeros((*rows.gradients.shape[:2], group.in_channels), np.float32)
+    for start, weight in weight_rows(group, source):
+        response += rows.gradients[:, :, start : start + len(weight)] @ weight
+    return response
+
+
+def contributions(
+    group: SiteGroup, plan: GroupPlan, source: SourceModel, rows: GroupRows, exact: F32
 ) -> F32:
-    """Rows[R, K] in one format, as kernels see them: float32[R, K_pad] in the given order."""
+    """x̂_j·(gŴ)_j − x_j·(gW)_j of every token and position of the order: float32[D, R, K_pad]."""
+    order = plan.channel_order()
+    segments = native_segments(plan.segments, "weight")
+    quantized = np.zeros((*rows.gradients.shape[:2], order.size), np.float32)
+    for start, weight in weight_rows(group, source):
+        rounded = _native.quantize_rows(weight, order, segments, plan.weight_tensor_scale, THREADS)
+        quantized += rows.gradients[:, :, start : start + len(weight)] @ rounded
+    quantized *= dequantize_activations(rows.activations, plan)
+    real = order != PADDING
+    quantized[:, :, real] -= (rows.activations * exact)[:, :, order[real]]
+    return quantized
+
+
+def mean_squares(errors: F32) -> F64:
+    """Mean over tokens and directions: float64[…] of the last axis."""
+    total = np.einsum("drk,drk->k", errors, errors, dtype=np.float64)
+    mean: F64 = np.nan_to_num(total, nan=0.0) / max(1, errors.shape[0] * errors.shape[1])
+    return mean
+
+
+def quantized_rows(
+    values: F32, order: IntArray, fmt: str, threshold: float | None, tensor_scale: float
+) -> F32:
+    """Rows[R, K] in one format, as kernels see them: float32[R, K_pad] in the given order.
+
+    A threshold of None searches the better of two scales per block, as for weights.
+    """
     segments = [(order.size, block_format(fmt).id, threshold)]
     scale = tensor_scale if block_format(fmt).scale == "e4m3" else 1.0
     return _native.quantize_rows(values, order, segments, scale, THREADS)
@@ -145,7 +188,7 @@ def in_order(values: F32, order: IntArray) -> F32:
 def weight_amax(group: SiteGroup, source: SourceModel) -> F32:
     """Largest finite |w| per input channel over all layers of a group, float32[K]."""
     largest = np.zeros(group.in_channels, np.float32)
-    for _, weight in _weight_rows(group, source):
+    for _, weight in weight_rows(group, source):
         finite = np.where(np.isfinite(weight), np.abs(weight), np.float32(0))
         np.maximum(largest, finite.max(axis=0, initial=0), out=largest)
     return largest
@@ -154,13 +197,13 @@ def weight_amax(group: SiteGroup, source: SourceModel) -> F32:
 def output_energy(group: SiteGroup, source: SourceModel, activations: F32) -> float:
     """Mean |x·W|² of rows[R, K], over rows; biases are not counted."""
     total = 0.0
-    for _, weight in _weight_rows(group, source):
+    for _, weight in weight_rows(group, source):
         product = activations @ weight.T
         total += float(np.einsum("rn,rn->", product, product, dtype=np.float64))
     return total / max(1, len(activations))
 
 
-def _weight_rows(group: SiteGroup, source: SourceModel) -> Iterator[tuple[int, F32]]:
+def weight_rows(group: SiteGroup, source: SourceModel) -> Iterator[tuple[int, F32]]:
     """The weights of a group as float32[rows, K], block by block, and each block's first row."""
     step = max(1, WEIGHT_BLOCK // group.in_channels)
     start = 0
@@ -173,23 +216,27 @@ def _weight_rows(group: SiteGroup, source: SourceModel) -> Iterator[tuple[int, F
         start += site.out_channels
 
 
+def _quantized_activations(rows: GroupRows, order: IntArray, fmt: str, scales: Scales) -> F32:
+    """The sampled tokens in one format, float32[R, K_pad]."""
+    threshold = scales.act_threshold(fmt)
+    return quantized_rows(rows.activations, order, fmt, threshold, scales.act_tensor)
+
+
 def _contribution_squares(
     rows: GroupRows,
     responses: Responses,
     order: IntArray,
     pair: FormatPair,
-    scales: Scales,
-    length: int,
+    quantized: F32,
+    bounds: Bounds | None,
 ) -> F64:
-    """Mean over tokens and directions of the squared contribution of every `length` channels."""
-    threshold = scales.threshold(pair.act)
-    quantized = quantized_rows(rows.activations, order, pair.act, threshold, scales.act_tensor)
+    """Mean over tokens and directions of the squared contribution of every run, or channel."""
     exact = in_order(rows.activations, order)
-    total = np.zeros(order.size // length)
+    total = np.zeros(order.size if bounds is None else len(bounds) - 1)
     for changed, unchanged in zip(responses.quantized[pair.weight], responses.exact, strict=True):
         error = quantized * changed
         error -= exact * unchanged
-        sums = error if length == 1 else error.reshape(len(error), -1, length).sum(axis=2)
+        sums = error if bounds is None else np.add.reduceat(error, bounds[:-1], axis=1)
         total += np.einsum("rb,rb->b", sums, sums, dtype=np.float64)
     total /= max(1, responses.exact.shape[0] * responses.exact.shape[1])
     return total

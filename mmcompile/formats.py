@@ -99,6 +99,10 @@ BLOCK_FORMATS: dict[str, BlockFormat] = {
 
 OCP_THRESHOLD = 2.0
 """The threshold that no mantissa exceeds: OCP's rule, exponent floor(log2 amax) − emax."""
+LOWEST_THRESHOLD = 1.0
+"""The threshold that every mantissa above 1 exceeds: the exponent is one more, if not exact."""
+SEARCHED_ELEMENTS = (E2M1.max, 4.0)
+"""Elements that a searched NVFP4 scale may map amax onto."""
 
 THRESHOLDS: dict[str, dict[str, float]] = {
     "balanced": {
@@ -239,19 +243,22 @@ def mx_scale_bytes(amax: FloatArray, element: ElementFormat, threshold: float) -
     return np.where(np.isfinite(amax), scales, E8M0_NAN).astype(np.uint8)
 
 
-def nvfp4_scale_bytes(amax: FloatArray, tensor_scale: float) -> CodeArray:
+def nvfp4_scale_bytes(
+    amax: FloatArray, tensor_scale: float, element: float = E2M1.max
+) -> CodeArray:
     """E4M3 bytes of NVFP4 blocks: amax / 6 in units of the tensor scale, to nearest even.
 
     Args:
         amax: largest magnitude of each block, float32 of any shape.
         tensor_scale: a power of two in 2^±100.
+        element: what amax is mapped onto, in place of 6.
 
     Returns:
         uint8 of the same shape; 0x7F (NaN) where amax is not finite.
     """
     _check_tensor_scale(tensor_scale)
     finite = np.isfinite(amax)
-    factor = np.float32(1 / E2M1.max) * np.float32(1 / tensor_scale)
+    factor = np.float32(1 / element) * np.float32(1 / tensor_scale)
     with np.errstate(over="ignore"):
         scaled = np.where(finite, amax, np.float32(0)) * factor
     return np.where(finite, encode_elements(scaled, E4M3), np.uint8(E4M3_NAN))
@@ -278,21 +285,51 @@ def quantize_blocks(
     """
     blocks = _blocks(np.ascontiguousarray(x, dtype=np.float32), fmt.block)
     amax = np.abs(blocks).max(axis=-1, initial=0)
-    finite = np.isfinite(amax)
     if fmt.scale == "e8m0":
         limit = THRESHOLDS["balanced"][fmt.name] if threshold is None else threshold
         scales = mx_scale_bytes(amax, fmt.element, limit)
-        reciprocal = np.ldexp(np.float32(1), E8M0_BIAS - scales.astype(np.int32))
     else:
         scales = nvfp4_scale_bytes(amax, tensor_scale)
-        step = E4M3_SCALES[scales] * np.float32(tensor_scale)
-        reciprocal = np.zeros_like(step)
-        np.divide(np.float32(1), step, out=reciprocal, where=finite & (step > 0))
-    # Zeros stand in for a block that is not finite; where scales saturate, the product may
-    # overflow to Inf, which the encoding clamps like any value beyond max.
-    with np.errstate(over="ignore"):
-        values = np.where(finite[..., None], blocks, np.float32(0)) * reciprocal[..., None]
-    return encode_elements(values, fmt.element).reshape(np.shape(x)), scales
+    codes = _encode_blocks(_finite(blocks, amax), scales, fmt, tensor_scale)
+    return codes.reshape(np.shape(x)), scales
+
+
+def quantize_blocks_searched(
+    x: FloatArray, fmt: BlockFormat, tensor_scale: float = 1.0
+) -> tuple[CodeArray, CodeArray]:
+    """Like `quantize_blocks`, with the better of two scales for every block, as weights have it.
+
+    MX: the exponent floor(log2 amax) − emax or one more. NVFP4: the scale that maps amax onto 6 or
+    onto 4, between which the elements lie closer. The second is taken where the block's sum of
+    squared errors, in fp32 and in the order of the channels, is smaller than with the first.
+
+    Args:
+        x: float32[..., K], K a multiple of the block length.
+        fmt: the block format.
+        tensor_scale: NVFP4's tensor scale, a power of two; MX formats have none.
+
+    Returns:
+        Codes uint8[..., K], one per byte, and scales uint8[..., K // block].
+    """
+    blocks = _blocks(np.ascontiguousarray(x, dtype=np.float32), fmt.block)
+    amax = np.abs(blocks).max(axis=-1, initial=0)
+    if fmt.scale == "e8m0":
+        limits = (OCP_THRESHOLD, LOWEST_THRESHOLD)
+        first, second = (mx_scale_bytes(amax, fmt.element, limit) for limit in limits)
+        # Errors count in units of their own scale; the second, if it differs, is twice the first.
+        ratio = np.float32(4)
+    else:
+        first, second = (nvfp4_scale_bytes(amax, tensor_scale, e) for e in SEARCHED_ELEMENTS)
+        ratio = np.float32(1)
+    blocks = _finite(blocks, amax)
+    codes = [_encode_blocks(blocks, scales, fmt, tensor_scale) for scales in (first, second)]
+    errors = [
+        _block_errors(blocks, amax, tried, scales, fmt, tensor_scale)
+        for tried, scales in zip(codes, (first, second), strict=True)
+    ]
+    better = ratio * errors[1] < errors[0]
+    chosen = np.where(better[..., None], codes[1], codes[0])
+    return chosen.reshape(np.shape(x)), np.where(better, second, first)
 
 
 def dequantize_blocks(
@@ -345,6 +382,57 @@ def unpack_codes(packed: CodeArray, bits: int) -> CodeArray:
         raise ValueError(f"{packed.shape[-1]} bytes hold no whole number of {bits}-bit codes")
     stream = np.unpackbits(packed, axis=-1, bitorder="little")
     return np.packbits(_blocks(stream, bits), axis=-1, bitorder="little")[..., 0]
+
+
+def _finite(blocks: FloatArray, amax: FloatArray) -> FloatArray:
+    """The blocks, zeros in place of those that hold NaN or Inf."""
+    return np.where(np.isfinite(amax)[..., None], blocks, np.float32(0))
+
+
+def _encode_blocks(
+    blocks: FloatArray, scales: CodeArray, fmt: BlockFormat, tensor_scale: float
+) -> CodeArray:
+    """Codes uint8[..., n, block] of finite blocks under given scales[..., n]."""
+    if fmt.scale == "e8m0":
+        reciprocal = np.ldexp(np.float32(1), E8M0_BIAS - scales.astype(np.int32))
+    else:
+        step = E4M3_SCALES[scales] * np.float32(tensor_scale)
+        reciprocal = np.zeros_like(step)
+        np.divide(np.float32(1), step, out=reciprocal, where=step > 0)
+    # Where scales saturate, the product may overflow to Inf, which the encoding clamps like any
+    # value beyond max.
+    with np.errstate(over="ignore"):
+        values = blocks * reciprocal[..., None]
+    return encode_elements(values, fmt.element)
+
+
+def _block_errors(
+    blocks: FloatArray,
+    amax: FloatArray,
+    codes: CodeArray,
+    scales: CodeArray,
+    fmt: BlockFormat,
+    tensor_scale: float,
+) -> FloatArray:
+    """Sums of squared errors of finite blocks, float32[..., n], by docs/spec.md, searched scales.
+
+    The unit is an MX block's scale, and of an NVFP4 block 2^floor(log2 amax), within 2^±126.
+    """
+    elements = np.abs(element_table(fmt.element)[codes])
+    if fmt.scale == "e8m0":
+        unit = np.ldexp(np.float32(1), E8M0_BIAS - scales.astype(np.int32))
+        rounded = elements
+    else:
+        field = np.ascontiguousarray(amax).view(np.int32).reshape(amax.shape)
+        field = np.clip(2 * E8M0_BIAS - (field >> FLOAT32_MANTISSA_BITS), 1, 253)
+        unit = np.ldexp(np.float32(1), field - E8M0_BIAS)
+        step = E4M3_SCALES[scales] * np.float32(tensor_scale) * unit
+        rounded = elements * np.where(np.isfinite(amax), step, np.float32(0))[..., None]
+    squares = np.square(np.abs(blocks) * unit[..., None] - rounded)
+    total = np.zeros(amax.shape, np.float32)
+    for position in range(fmt.block):
+        total += squares[..., position]
+    return total
 
 
 def _blocks(values: npt.NDArray[Scalar], length: int) -> npt.NDArray[Scalar]:

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -34,6 +35,7 @@ UNFIT = "(unfit: random numbers)"
 """Ends the description of calibration data that says nothing about real activations."""
 
 IntArray = npt.NDArray[np.int32]
+WeightScales = Literal["rule", "searched"]
 
 
 class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,7 +47,9 @@ class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         weight_format: name of the weights' `BlockFormat`.
         act_threshold: mantissa threshold in [1, 2] above which the activations' block exponent
             is one larger; 2 is OCP's rule (docs/spec.md, block scale).
-        weight_threshold: the same for the weights.
+        weight_threshold: the same for the weights; without effect where scales are searched.
+        weight_scales: `rule` where the weights' block scales follow the threshold, `searched` where
+            each is the better of two (docs/spec.md, searched scales).
     """
 
     channels: int
@@ -53,6 +57,7 @@ class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight_format: str
     act_threshold: float
     weight_threshold: float
+    weight_scales: WeightScales = "rule"
 
     @property
     def activation(self) -> BlockFormat:
@@ -314,7 +319,7 @@ def _changes(old: GroupPlan, new: GroupPlan) -> list[str]:
     if describe_split(old) != describe_split(new):
         changes.append(f"{describe_split(old)} → {describe_split(new)}")
     elif old.segments != new.segments:
-        changes.append("other scale thresholds")
+        changes.append("other block scales")
     if old.order.split() != new.order.split():
         changes.append("another channel order")
     changes += [

@@ -25,8 +25,8 @@ K, N = 96, 64
 """Channels of the hand-made linears."""
 
 
-def small_model(name: str) -> Any:
-    """A transformers model of two layers with random weights, the same at each call.
+def small_model(name: str, seed: int = 0) -> Any:
+    """A transformers model of two layers with random weights, the same for the same seed.
 
     Norm weights are log-normal, so that channels differ in size as they do in trained models;
     biases are not zero. Llama's feed-forward width, 176, is no multiple of 32. Qwen2 and GPT-2
@@ -49,7 +49,7 @@ def small_model(name: str) -> Any:
         "num_key_value_heads": 2,
         "max_position_embeddings": 128,
     }
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     if name == "llama":
         config = transformers.LlamaConfig(hidden_size=64, intermediate_size=176, **decoder)
         model = transformers.LlamaForCausalLM(config)
@@ -87,8 +87,8 @@ def small_model(name: str) -> Any:
     return model.eval()
 
 
-def export_small_model(name: str, folder: Path, **options: Any) -> Path:
-    """Saves `small_model(name)` below `folder` and exports it; returns `folder/model.onnx`.
+def export_small_model(name: str, folder: Path, seed: int = 0, **options: Any) -> Path:
+    """Saves `small_model(name, seed)` below `folder` and exports it; returns `folder/model.onnx`.
 
     Options go to `export_model`.
     """
@@ -96,7 +96,7 @@ def export_small_model(name: str, folder: Path, **options: Any) -> Path:
     from mmcompile.export.source import quiet
 
     with quiet():
-        small_model(name).save_pretrained(folder / CHECKPOINT)
+        small_model(name, seed).save_pretrained(folder / CHECKPOINT)
     return export_model(str(folder / CHECKPOINT), folder / "model.onnx", **options)
 
 

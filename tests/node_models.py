@@ -13,6 +13,7 @@ from mmcompile.formats import (
     dequantize_blocks,
     pack_codes,
     quantize_blocks,
+    quantize_blocks_searched,
 )
 from mmcompile.plan import GroupPlan, Segment, format_order
 
@@ -54,13 +55,22 @@ def spec_operand(rows, plan, side):
     parts, start = [], 0
     for segment in plan.segments:
         fmt = segment.activation if side == "act" else segment.weight
-        threshold = segment.act_threshold if side == "act" else segment.weight_threshold
         part = permuted[:, start : start + segment.channels]
         factor = scale if fmt.scale == "e4m3" else 1.0
-        codes, scales = quantize_blocks(part, fmt, threshold=threshold, tensor_scale=factor)
+        if side == "act":
+            codes, scales = quantize_blocks(part, fmt, segment.act_threshold, factor)
+        else:
+            codes, scales = spec_weight_blocks(part, segment, factor)
         parts.append(dequantize_blocks(codes, scales, fmt, tensor_scale=factor))
         start += segment.channels
     return np.concatenate(parts, axis=1)
+
+
+def spec_weight_blocks(part, segment, tensor_scale):
+    """Codes and scales of a segment's weights, whichever way its scales are found."""
+    if segment.weight_scales == "searched":
+        return quantize_blocks_searched(part, segment.weight, tensor_scale)
+    return quantize_blocks(part, segment.weight, segment.weight_threshold, tensor_scale)
 
 
 def spec_pack(weight, plan):
@@ -71,7 +81,7 @@ def spec_pack(weight, plan):
         fmt = segment.weight
         factor = plan.weight_tensor_scale if fmt.scale == "e4m3" else 1.0
         part = permuted[:, start : start + segment.channels]
-        c, s = quantize_blocks(part, fmt, threshold=segment.weight_threshold, tensor_scale=factor)
+        c, s = spec_weight_blocks(part, segment, factor)
         codes.append(padded_to(pack_codes(c, fmt.element.bits), 16))
         scales.append(words_first(s))
         start += segment.channels

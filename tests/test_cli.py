@@ -17,7 +17,7 @@ from onnx import helper
 
 from mmcompile import __version__
 from mmcompile.calib.order import Order
-from mmcompile.calib.policy import GRANULARITIES, POLICIES
+from mmcompile.calib.policy import GRANULARITIES, POLICIES, WEIGHT_SCALES
 from mmcompile.calib.split import Thresholds
 from mmcompile.cli import run
 from mmcompile.cli.commands import cli
@@ -40,6 +40,7 @@ from tests.workplace import (
 
 HEAVY = {"jinja2", "matplotlib", "numpy", "onnx", "onnxruntime", "polygraphy", "rich", "torch"}
 COMMANDS = (
+    "analyze",
     "bench",
     "build",
     "calibrate",
@@ -141,6 +142,7 @@ def test_choices_are_those_of_the_pipeline():
     assert list(option("compile", "order").type.choices) == [o.value for o in Order]
     assert list(option("compile", "granularity").type.choices) == [str(g) for g in GRANULARITIES]
     assert list(option("compile", "scale_rule").type.choices) == list(THRESHOLDS)
+    assert list(option("compile", "weight_scales").type.choices) == list(WEIGHT_SCALES)
 
 
 # Which command is meant
@@ -206,6 +208,7 @@ def test_policy_options_arrive_in_the_plan(work):
         "granularity": 64,
         "order": "reversed",
         "scale_rule": "ocp",
+        "weight_scales": "rule",
         "thresholds": "paper",
         "lambda": 2.5,
     }
@@ -542,8 +545,8 @@ def test_diff(work):
     assert other.code == 1
     assert other.out.splitlines() == [
         "policy: mxfp8 → mxfp4",
-        "first: 128×mxfp8 → 128×mxfp4",
-        "second: 128×mxfp8 → 128×mxfp4",
+        "first: 96×mxfp8 → 96×mxfp4",
+        "second: 64×mxfp8 → 64×mxfp4",
     ]
     Path("b").write_text("{}")
     broken = call("diff", "a", "b")

@@ -33,6 +33,7 @@ from mmcompile.formats import (
     nvfp4_tensor_scale,
     pack_codes,
     quantize_blocks,
+    quantize_blocks_searched,
     unpack_codes,
 )
 
@@ -267,6 +268,155 @@ def test_nvfp4_blocks_step_by_step(exponent: int):
         values = np.float32(x.astype(np.float64) * inverse.astype(np.float64))
     clipped = np.clip(values, -6, 6)
     np.testing.assert_array_equal(codes, clipped.astype(ml_dtypes.float4_e2m1fn).view(np.uint8))
+
+
+def rounded_blocks(scaled: np.ndarray, element: ElementFormat) -> np.ndarray:
+    """Values of the nearest elements by ml_dtypes, float64."""
+    clipped = np.clip(scaled, -element.max, element.max).astype(np.float32)
+    return clipped.astype(ORACLES[element]).astype(np.float64)
+
+
+def mx_candidates(
+    x: np.ndarray, fmt: BlockFormat
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Scale bytes, codes and float64 errors, in units of amax, of both exponents of blocks[n, 32].
+
+    In fp64 nothing under- or overflows: blocks are first divided by 2^floor(log2 amax).
+    """
+    amax = np.abs(x.astype(np.float64)).max(axis=1)
+    exponent = np.where(amax > 0, np.frexp(amax)[1] - 1, -150)  # zeros have the least byte
+    unit = np.ldexp(x.astype(np.float64), -exponent[:, None])
+    found: tuple[list[np.ndarray], ...] = ([], [], [])
+    for more in (0, 1):
+        byte = np.array([clamped_byte(e - fmt.element.emax + more) for e in exponent.tolist()])
+        scaled = np.ldexp(x.astype(np.float64), 127 - byte[:, None])
+        values = rounded_blocks(scaled, fmt.element)
+        restored = np.ldexp(values, byte[:, None] - 127 - exponent[:, None])
+        codes = np.clip(scaled, -fmt.element.max, fmt.element.max).astype(np.float32)
+        for part, value in zip(
+            found,
+            (
+                byte,
+                codes.astype(ORACLES[fmt.element]).view(np.uint8),
+                np.square(restored - unit).sum(1),
+            ),
+            strict=True,
+        ):
+            part.append(value)
+    return found
+
+
+def nvfp4_candidates(
+    x: np.ndarray, tensor_scale: float
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """The same of blocks[n, 16] whose amax is mapped onto 6 and onto 4."""
+    amax = np.abs(x).max(axis=1)
+    exponent = np.frexp(amax.astype(np.float64))[1] - 1
+    unit = np.ldexp(x.astype(np.float64), -exponent[:, None])
+    found: tuple[list[np.ndarray], ...] = ([], [], [])
+    for largest in (6, 4):
+        factor = float(np.float32(1) / np.float32(largest)) / tensor_scale
+        with np.errstate(over="ignore"):
+            scaled = np.float32(amax.astype(np.float64) * factor)
+        byte = np.minimum(scaled, np.float32(448)).astype(ml_dtypes.float8_e4m3fn)
+        step = byte.astype(np.float64) * tensor_scale
+        with np.errstate(divide="ignore", over="ignore"):
+            inverse = np.where(step > 0, np.float32(1 / step), np.float32(0))
+            values = np.float32(x.astype(np.float64) * inverse.astype(np.float64)[:, None])
+        elements = rounded_blocks(values, E2M1)
+        restored = np.ldexp(elements * step[:, None], -exponent[:, None])
+        codes = np.clip(values, -6, 6).astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
+        errors = np.square(restored - unit).sum(axis=1)
+        for part, value in zip(found, (byte.view(np.uint8), codes, errors), strict=True):
+            part.append(value)
+    return found
+
+
+def check_search(
+    found: tuple[np.ndarray, np.ndarray],
+    candidates: tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]],
+    block: int,
+) -> np.ndarray:
+    """Holds searched blocks against the better of two candidates; tells where it is the second.
+
+    A sum of `block` squares in fp32 is off by at most (block + 2) · 2^-24 of itself, so that
+    errors which are closer than twice that may be ordered either way. Equal ones keep the first.
+    """
+    codes, scales = found
+    (first, second), tried, (error, other) = candidates
+    chosen = scales[:, 0].astype(int)
+    is_second = chosen != first
+    assert (chosen == np.where(is_second, second, first)).all()
+    clear = np.abs(error - other) > 2 * (block + 2) * 2.0**-24 * np.maximum(error, other)
+    np.testing.assert_array_equal(is_second[clear], (other < error)[clear])
+    assert not is_second[error == other].any()
+    assert clear.mean() > 0.05  # E4M3 errs alike under most pairs of scales
+    np.testing.assert_array_equal(codes, np.where(is_second[:, None], tried[1], tried[0]))
+    return is_second
+
+
+def blocks_to_search(block: int, size: float = 1.0) -> np.ndarray:
+    """Blocks[n, block] of all exponents; of normal numbers and few distinct ones of some size."""
+    rng = np.random.default_rng(6)
+    normal = rng.standard_normal((3000, block))
+    few = rng.choice([0, 0.5, 1, 1.5, 2, 3, 4, 6, 7], (600, block))
+    tiny = rng.standard_normal((300, block)) * 2.0**-146
+    parts = [blocks_of_all_exponents(block), size * normal, size * few, tiny]
+    return np.concatenate(parts).astype(np.float32)
+
+
+@pytest.mark.parametrize("fmt", MX_FORMATS, ids=name_of)
+def test_searched_mx_scales_are_the_better_of_two(fmt: BlockFormat):
+    x = blocks_to_search(32)
+    is_second = check_search(quantize_blocks_searched(x, fmt), mx_candidates(x, fmt), 32)
+    assert 0.01 < is_second.mean() < 0.5
+
+
+@pytest.mark.parametrize("exponent", [-100, -20, -2, 0, 7, 100])
+def test_searched_nvfp4_scales_are_the_better_of_two(exponent: int):
+    scale = 2.0**exponent
+    x = blocks_to_search(16, 8 * scale)
+    found = quantize_blocks_searched(x, block_format("nvfp4"), scale)
+    is_second = check_search(found, nvfp4_candidates(x, scale), 16)
+    assert 0.1 < is_second.mean() < 0.6
+
+
+def test_searched_scales_by_hand():
+    mxfp4, nvfp4 = block_format("mxfp4"), block_format("nvfp4")
+
+    def searched(first: list[float], rest: float, fmt: BlockFormat) -> tuple[float, list[float]]:
+        x = np.float32(first + [rest] * (fmt.block - len(first)))
+        codes, scales = quantize_blocks_searched(x, fmt)
+        table = E8M0_SCALES if fmt.scale == "e8m0" else E4M3_SCALES
+        return float(table[scales[0]]), dequantize_blocks(codes, scales, fmt)[:2].tolist()
+
+    # 7.5 is 6 under 2^0, off by 1.5, and 3.75 → 4 under 2^1, off by 0.5.
+    assert searched([7.5, 2.0], 0.0, mxfp4) == (2, [8, 2])
+    # 30 times 0.5 is exact under 2^0 and 0.25 → 0 under 2^1, off by 30 · 0.25 = 7.5.
+    assert searched([7.5, 0.5], 0.5, mxfp4) == (1, [6, 0.5])
+    # 7 is off by one under either; ties keep the smaller exponent. So do blocks that both hold.
+    assert searched([7.0, 0.0], 0.0, mxfp4) == (1, [6, 0])
+    assert searched([6.0, 2.0], 0.0, mxfp4) == (1, [6, 2])
+    # 5 / 6 → 0.8125: 4 is 4.92 → 4 of them, 3.25. 5 / 4 = 1.25: 4 is 3.2 → 3 of them, 3.75.
+    assert searched([5.0, 4.0], 4.0, nvfp4) == (1.25, [5, 3.75])
+    # 6 / 6 = 1 holds 6 and 0.5; 6 / 4 = 1.5 has 0.75 next to 0.5.
+    assert searched([6.0, 0.5], 0.5, nvfp4) == (1, [6, 0.5])
+    # amax / 6 is below the least scale's half, amax / 4 is not: zero, or 2^-9 times 1 and 4.
+    assert searched([2.0**-8 * 1.2, 0.0], 0.0, nvfp4) == (2.0**-9, [2.0**-9 * 2, 0])
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=name_of)
+def test_searched_scales_of_zeros_and_of_what_is_not_finite(fmt: BlockFormat):
+    x = np.zeros((4, 2 * fmt.block), np.float32)
+    x[0, 1] = np.nan
+    x[1, fmt.block] = -np.inf
+    x[2] = -0.0
+    x[3, ::3] = 5
+    assert quantize_blocks_searched(x[:0], fmt)[0].shape == (0, 2 * fmt.block)
+    for found, expected in zip(
+        quantize_blocks_searched(x[:3], fmt), quantize_blocks(x[:3], fmt), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=name_of)

@@ -18,6 +18,7 @@ from mmcompile.formats import (
     dequantize_blocks,
     pack_codes,
     quantize_blocks,
+    quantize_blocks_searched,
 )
 from tests.node_models import padded_to, words_first
 
@@ -27,7 +28,9 @@ native = pytest.importorskip(
 
 FORMATS = list(BLOCK_FORMATS.values())
 NAMES = list(BLOCK_FORMATS)
-NativeSegments = list[tuple[int, int, float]]
+THRESHOLDS = [1.75, None]
+"""By rule, and searched."""
+NativeSegments = list[tuple[int, int, float | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,10 @@ def reference(
         fmt = FORMATS[number]
         part = np.ascontiguousarray(ordered[:, first : first + channels])
         first += channels
-        part_codes, part_scales = quantize_blocks(part, fmt, threshold, tensor_scale)
+        if threshold is None:
+            part_codes, part_scales = quantize_blocks_searched(part, fmt, tensor_scale)
+        else:
+            part_codes, part_scales = quantize_blocks(part, fmt, threshold, tensor_scale)
         codes.append(padded_to(pack_codes(part_codes, fmt.element.bits), 16))
         scales.append(words_first(part_scales))
         values.append(dequantize_blocks(part_codes, part_scales, fmt, tensor_scale))
@@ -113,13 +119,18 @@ def assert_same(packed: tuple[np.ndarray, ...], expected: Packed) -> None:
 @pytest.mark.parametrize("instruction_set", native.instruction_sets())
 @pytest.mark.parametrize("number", range(5), ids=NAMES)
 @pytest.mark.parametrize("shape", [(1, 32), (16, 64), (37, 96), (300, 160)], ids=str)
+@pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_packs_the_bytes_of_the_reference(
-    shape: tuple[int, int], number: int, instruction_set: str, channels_first: bool
+    threshold: float | None,
+    shape: tuple[int, int],
+    number: int,
+    instruction_set: str,
+    channels_first: bool,
 ):
     rows, channels = shape
     weight = values_of_many_sizes(rows, channels, seed=number)
     order = np.random.default_rng(1).permutation(channels).astype(np.int32)
-    segments = [(channels, number, 1.75)]
+    segments = [(channels, number, threshold)]
     source = np.ascontiguousarray(weight.T) if channels_first else weight
     packed = pack(
         source, order, segments, 2.0**-5, channels_first, instruction_set=instruction_set, threads=2
@@ -127,11 +138,54 @@ def test_packs_the_bytes_of_the_reference(
     assert_same(packed, reference(weight, order, segments, 2.0**-5))
 
 
+def undecided_blocks(number: int, count: int) -> np.ndarray:
+    """Blocks[n, block] between two neighbours of which the reference chooses different scales.
+
+    A random block is stretched until the choice changes, which is where both scales err alike, and
+    the place is narrowed down to the last bit: there the order of the sums decides.
+    """
+    fmt = FORMATS[number]
+    rng = np.random.default_rng(number)
+    base = rng.standard_normal((count, fmt.block))
+    base /= np.abs(base).max(axis=1, keepdims=True)
+
+    def blocks(stretch: np.ndarray) -> np.ndarray:
+        return (stretch[:, None] * base).astype(np.float32)
+
+    def second(stretch: np.ndarray) -> np.ndarray:
+        other = quantize_blocks(blocks(stretch), fmt, 2.0)[1][:, 0]
+        return quantize_blocks_searched(blocks(stretch), fmt)[1][:, 0] != other
+
+    low, high = np.full(count, 1.01), np.full(count, 1.99)
+    differ = second(low) != second(high)
+    at_low = second(low)
+    for _ in range(30):
+        middle = (low + high) / 2
+        same = second(middle) == at_low
+        low, high = np.where(same, middle, low), np.where(same, high, middle)
+    return np.concatenate([blocks(low)[differ], blocks(high)[differ]])
+
+
+@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+@pytest.mark.parametrize("number", range(5), ids=NAMES)
+def test_searched_scales_are_those_of_the_reference_to_the_last_bit(
+    number: int, instruction_set: str
+):
+    blocks = undecided_blocks(number, 2000)
+    assert len(blocks) > 100
+    weight = np.zeros((len(blocks), 32), np.float32)
+    weight[:, : blocks.shape[1]] = blocks
+    order, segments = np.arange(32, dtype=np.int32), [(32, number, None)]
+    packed = pack(weight, order, segments, instruction_set=instruction_set)
+    assert_same(packed, reference(weight, order, segments, 1.0))
+
+
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_any_shape_split_order_layout_and_thread_count(data: st.DataObject):
     lengths = st.integers(1, 6).map(lambda blocks: 32 * blocks)
-    segment = st.tuples(lengths, st.integers(0, 4), st.sampled_from([1.0, 1.5, 1.75, 1.875, 2.0]))
+    thresholds = st.sampled_from([1.0, 1.5, 1.75, 1.875, 2.0, None])
+    segment = st.tuples(lengths, st.integers(0, 4), thresholds)
     segments = data.draw(st.lists(segment, min_size=1, max_size=5))
     padded = sum(channels for channels, _, _ in segments)
     channels = data.draw(st.integers(1, padded))
@@ -164,14 +218,17 @@ def test_any_shape_split_order_layout_and_thread_count(data: st.DataObject):
 
 @pytest.mark.parametrize("number", range(5), ids=NAMES)
 @pytest.mark.parametrize("channels_first", [True, False])
-def test_all_exponents_up_to_the_ends_of_fp32(number: int, channels_first: bool):
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_all_exponents_up_to_the_ends_of_fp32(
+    threshold: float | None, number: int, channels_first: bool
+):
     bits = np.random.default_rng(number).integers(0, 2**32, (512, 64), dtype=np.uint32)
     # Rows of one exponent each, give or take two, so that the elements' roundings show.
     exponents = np.clip(np.arange(512)[:, None] // 2 - bits % 3, 0, 253).astype(np.uint32)
     weight = ((bits & 0x807FFFFF) | exponents << 23).view(np.float32)
     weight[1, ::2] = np.float32(1e-45)
     order = np.arange(64, dtype=np.int32)
-    segments = [(64, number, 1.75)]
+    segments = [(64, number, threshold)]
     source = np.ascontiguousarray(weight.T) if channels_first else weight
     for tensor_scale in (1.0, 2.0**100, 2.0**-100):
         packed = pack(source, order, segments, tensor_scale, channels_first)
@@ -179,18 +236,20 @@ def test_all_exponents_up_to_the_ends_of_fp32(number: int, channels_first: bool)
 
 
 @pytest.mark.parametrize("number", range(5), ids=NAMES)
-def test_the_largest_fp32(number: int):
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_the_largest_fp32(threshold: float | None, number: int):
     largest = np.finfo(np.float32).max
     weight = np.full((16, 32), largest) * np.linspace(-1, 1, 32, dtype=np.float32)
     order = np.arange(32, dtype=np.int32)
-    codes, scales, sums = pack(weight, order, [(32, number, 1.75)], 2.0**100)
+    segments = [(32, number, threshold)]
+    codes, scales, sums = pack(weight, order, segments, 2.0**100)
     with np.errstate(over="ignore"):  # 2^128, to which the largest fp32 may be rounded, is Inf
-        expected = reference(weight, order, [(32, number, 1.75)], 2.0**100)
+        expected = reference(weight, order, segments, 2.0**100)
     np.testing.assert_array_equal(scales, expected.scales)
     np.testing.assert_array_equal(codes, expected.codes)
     assert np.isfinite(sums).all()
     out = np.zeros((16, 32), np.float32)
-    native.dequantize(codes, scales, [(32, number, 1.75)], 2.0**100, out, 1)
+    native.dequantize(codes, scales, segments, 2.0**100, out, 1)
     np.testing.assert_array_equal(out, expected.values)
 
 
@@ -234,11 +293,14 @@ def test_every_16_bit_value_by_its_square(kind: str):
 @pytest.mark.parametrize("channels_first", [True, False])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("number", range(5), ids=NAMES)
-def test_blocks_that_are_not_finite(number: int, bad: float, channels_first: bool):
+@pytest.mark.parametrize("threshold", [2.0, None])
+def test_blocks_that_are_not_finite(
+    threshold: float | None, number: int, bad: float, channels_first: bool
+):
     weight = values_of_many_sizes(40, 96, seed=2)
     weight[3, 40] = weight[39, 0] = bad
     order = np.arange(96, dtype=np.int32)
-    segments = [(32, 0, 2.0), (64, number, 2.0)]
+    segments = [(32, 0, 2.0), (64, number, threshold)]
     source = np.ascontiguousarray(weight.T) if channels_first else weight
     codes, scales, sums = pack(source, order, segments, 1.0, channels_first)
     with np.errstate(invalid="ignore"):
@@ -267,9 +329,9 @@ def test_dequantizes_all_codes_and_scales(number: int):
 
 
 def test_sums_do_not_depend_on_threads_or_instruction_set():
-    weight = values_of_many_sizes(777, 128, seed=5)
-    order = np.random.default_rng(3).permutation(128).astype(np.int32)
-    segments = [(32, 4, 2.0), (64, 1, 1.875), (32, 3, 1.75)]
+    weight = values_of_many_sizes(777, 192, seed=5)
+    order = np.random.default_rng(3).permutation(192).astype(np.int32)
+    segments = [(32, 4, 2.0), (64, 1, 1.875), (32, 3, 1.75), (32, 4, None), (32, 0, None)]
     for channels_first, source in ((False, weight), (True, np.ascontiguousarray(weight.T))):
         first = pack(source, order, segments, 0.5, channels_first)[2]
         for name in native.instruction_sets():

@@ -493,6 +493,10 @@ def test_a_dry_run_without_data_gives_bounds(work):
     assert by_name["mxfp4"]["weight_bits"] == pytest.approx(4 + word_bits)
     assert by_name["mxfp8"]["weight_bits"] == pytest.approx(8 + word_bits)
     assert by_name["mxfp4"]["compute_limit"] == 8
+    # MicroMix pads K to its granularity: four blocks for each row of either layer.
+    wide = call(work.model, "--dry-run", "--json", "--granularity", "128").json()["formats"]
+    padded_bits = (128 * 4 + 32) * (HIDDEN + OUT) / expected["weights"]
+    assert wide[0]["weight_bits"] == pytest.approx(padded_bits)
     work.compile()
     bounds = [by_name[name]["model_bytes"] for name in ("mxfp4", "mxfp8")]
     assert bounds[0] <= sizes(work) <= bounds[1] + SLACK

@@ -88,6 +88,7 @@ def plans(draw):
                     st.sampled_from(sorted(BLOCK_FORMATS)),
                     st.floats(1, 2),
                     st.floats(1, 2),
+                    st.sampled_from(["rule", "searched"]),
                 ).filter(lambda s: (s.act_format == "nvfp4") == (s.weight_format == "nvfp4")),
                 min_size=1,
                 max_size=4,
@@ -249,6 +250,7 @@ MALFORMED = {
     "number as text": dump_plan(plan())
     .replace('"in_channels": 60', '"in_channels": "60"')
     .encode(),
+    "scales of weights that are none": dump_plan(plan()).replace('"rule"', '"best"').encode(),
     "fraction as number": dump_plan(plan()).replace(": 60", ": 60.5").encode(),
     "threshold no number": dump_plan(plan()).replace(": 1.875", ": NaN").encode(),
     "nested without end": b"[" * 100_000,
@@ -261,6 +263,16 @@ def test_malformed_file_is_refused_in_one_line(fault, tmp_path):
         reloaded(MALFORMED[fault], tmp_path)
     assert caught.value.code == "plan-malformed"
     assert "\n" not in str(caught.value)
+
+
+def test_plans_from_before_weight_scales_follow_the_rule(tmp_path):
+    text = dump_plan(plan())
+    without = "\n".join(line for line in text.splitlines() if '"weight_scales"' not in line)
+    without = without.replace('"weight_threshold": 1.75,', '"weight_threshold": 1.75')
+    without = without.replace('"weight_threshold": 1.875,', '"weight_threshold": 1.875')
+    assert len(without) < len(text) - 100
+    assert reloaded(without, tmp_path) == plan()
+    assert all(s.weight_scales == "rule" for g in plan().groups for s in g.segments)
 
 
 def test_file_that_cannot_be_read(tmp_path):
@@ -295,9 +307,7 @@ CHANGES = {
     "other channel counts": {"out_channels": (17,)},
     "another channel order": {"order": format_order(ORDER[::-1])},
     "32×mxfp4 + 32×mxfp8/mxfp6_e2m3 → 64×mxfp4": {"segments": (segment(64, "mxfp4"),)},
-    "other scale thresholds": {
-        "segments": (segment(32, "mxfp4"), segment(32, "mxfp8", "mxfp6_e2m3"))
-    },
+    "other block scales": {"segments": (segment(32, "mxfp4"), segment(32, "mxfp8", "mxfp6_e2m3"))},
     "act_tensor_scale 1 → 0.5": {"act_tensor_scale": 0.5},
     "weight_tensor_scale 1 → 4": {"weight_tensor_scale": 4.0},
     "covers other nodes": {"nodes": ("other",)},
@@ -309,6 +319,13 @@ def test_diff_names_what_changed(change):
     old = plan()
     new = plan(group(**CHANGES[change]), old.groups[1])
     assert diff_plans(old, new) == [f"a: {change}"]
+
+
+def test_searched_scales_are_a_difference():
+    searched = tuple(replace(s, weight_scales="searched") for s in group().segments)
+    old, new = plan(group()), plan(group(segments=searched))
+    assert diff_plans(old, new) == ["a: other block scales"]
+    assert old.digest() != new.digest()
 
 
 def test_diff_of_another_input_names_the_nodes():

@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from mmcompile.calib.order import Order, channel_order
+from mmcompile.calib.order import Order, channel_order, run_bounds
 from mmcompile.calib.policy import (
+    COST,
     GRANULARITIES,
     MICROMIX,
+    POLICIES,
     UNIFORM,
     Policy,
     make_plan,
@@ -64,6 +66,21 @@ def test_every_order_is_a_padded_permutation(channels, order, granularity, seed)
     if order is Order.REVERSED:
         assert (np.diff(ordered) <= 0).all()
     np.testing.assert_array_equal(found, channel_order(magnitude, order, granularity))
+
+
+@given(st.integers(1, 60).map(lambda blocks: 32 * blocks), st.sampled_from(GRANULARITIES))
+def test_runs_cover_an_order_and_only_the_first_is_short(channels, granularity):
+    bounds = run_bounds(channels, granularity)
+    assert (bounds[0], bounds[-1]) == (0, channels)
+    first, *others = np.diff(bounds)
+    assert 0 < first <= granularity
+    assert all(length == granularity for length in others)
+
+
+def test_runs_of_352_channels():
+    assert run_bounds(352, 128).tolist() == [0, 96, 224, 352]
+    assert run_bounds(96, 128).tolist() == [0, 96]
+    assert run_bounds(256, 128).tolist() == [0, 128, 256]
 
 
 def test_random_order_is_one_and_the_same_shuffle():
@@ -205,8 +222,8 @@ def test_uniform_policies(name, tmp_path):
     plan, _ = planned(tmp_path, Policy(name, granularity=64))
     fmt = {"mxfp6": "mxfp6_e2m3"}.get(name, name)
     (segment,) = plan.segments
-    assert (segment.act_format, segment.weight_format, segment.channels) == (fmt, fmt, 128)
-    assert plan.channel_order().tolist() == [PADDING] * 32 + list(range(K))
+    assert (segment.act_format, segment.weight_format, segment.channels) == (fmt, fmt, K)
+    assert plan.channel_order().tolist() == list(range(K))
     assert Policy(name).ratios == ()
     assert (plan.out_channels, plan.nodes, plan.name) == ((N, 32, 32), ("q", "k", "v"), "q+k+v")
 
@@ -218,6 +235,31 @@ def test_scale_rule_sets_both_sides(name, rule, tmp_path):
     (segment,) = plan.segments
     wanted = THRESHOLDS[rule][name]
     assert (segment.act_threshold, segment.weight_threshold) == (wanted, wanted)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_weights_are_searched_but_for_the_paper(name, tmp_path):
+    own = "rule" if name == MICROMIX else "searched"
+    for asked, expected in ((None, own), ("rule", "rule"), ("searched", "searched")):
+        policy = Policy(name, weight_scales=asked)
+        assert policy.parameters()["weight_scales"] == expected
+        assert policy.segment(32, "mxfp4", "mxfp4").weight_scales == expected
+        if name != COST:
+            plan, _ = planned(tmp_path, policy)
+            assert {segment.weight_scales for segment in plan.segments} == {expected}
+
+
+@pytest.mark.parametrize("channels", [50, 96, 352])
+@pytest.mark.parametrize("name", ["mxfp8", MICROMIX])
+def test_one_format_is_padded_to_whole_blocks_and_micromix_to_its_granularity(
+    name, channels, tmp_path
+):
+    nodes = [helper.make_node("MatMul", ["x", "W"], ["y"], name="linear")]
+    model = models.model_of(nodes, {"W": weight(channels, N)}, x=("rows", channels), y=("rows", N))
+    plan, _ = planned(tmp_path, Policy(name), activations(channels), model)
+    multiple = 128 if name == MICROMIX else 32
+    assert plan.channel_order().size == plan.padded_channels == -(-channels // multiple) * multiple
+    assert all(segment.channels % multiple == 0 for segment in plan.segments)
 
 
 @pytest.mark.parametrize(
@@ -274,6 +316,7 @@ def test_plan_of_a_model(tmp_path):
             "granularity": 32,
             "order": "random",
             "scale_rule": "ocp",
+            "weight_scales": "rule",
             "thresholds": "code",
             "lambda": 2.0,
         }
@@ -284,9 +327,9 @@ def test_plan_of_a_model(tmp_path):
 
 def test_uniform_policy_has_no_thresholds_among_its_parameters():
     assert Policy("mxfp4").parameters() == {
-        "granularity": 128,
         "order": "natural",
         "scale_rule": "balanced",
+        "weight_scales": "searched",
     }
 
 
@@ -303,6 +346,7 @@ def test_statistics_of_other_thresholds_are_refused(tmp_path):
         ({"name": "mxfp5"}, "--policy"),
         ({"granularity": 16}, "--granularity"),
         ({"scale_rule": "ceil"}, "--scale-rule"),
+        ({"weight_scales": "best"}, "--weight-scales"),
         ({"factor": 0.0}, "--lambda"),
         ({"factor": -1.0}, "--lambda"),
         ({"factor": math.nan}, "--lambda"),

@@ -31,6 +31,7 @@ from mmcompile.report.model import (
     StageTime,
     TargetInfo,
     VerificationReport,
+    WeightRounding,
     channel_profile,
     load_report,
     report_schema,
@@ -800,3 +801,109 @@ def test_the_terminal_copes_with_hardly_any_figures() -> None:
     )
     text = printed(empty)
     assert "No linear layer was rewritten" in text and "estimated" in text
+
+
+NO_BETTER = "no better on samples held back"
+
+
+def with_feedback(report: Report) -> Report:
+    """GPTQ was asked for; it is kept in all weights but the first of each q/k/v group."""
+
+    def rounded(layer: LayerReport) -> LayerReport:
+        kept = [len(layer.nodes) == 1 or index > 0 for index in range(len(layer.nodes))]
+        rounding = (
+            WeightRounding(node=node, gain_db=1.25 if yes else 0.0, reason="" if yes else NO_BETTER)
+            for node, yes in zip(layer.nodes, kept, strict=True)
+        )
+        return replace(layer, rounding=tuple(rounding))
+
+    policy = replace(report.policy, weights="gptq", weights_reason="the default of policy cost")
+    return replace(report, policy=policy, layers=tuple(map(rounded, report.layers)))
+
+
+@pytest.mark.parametrize(
+    ("gain", "reason", "text"),
+    [
+        (1.25, "", "GPTQ, error −1.2 dB on inputs held back"),
+        (0.0, NO_BETTER, f"to nearest: {NO_BETTER}"),
+        (math.inf, "", "GPTQ, exact on inputs held back"),
+        (None, "", "GPTQ"),
+    ],
+)
+def test_how_a_weight_was_rounded(gain: float | None, reason: str, text: str) -> None:
+    assert summary.rounding_text(WeightRounding(node="q", gain_db=gain, reason=reason)) == text
+
+
+def test_the_summary_says_how_weights_were_rounded(small: Report) -> None:
+    assert summary.weights_text(small) == ""
+    policy = replace(small.policy, weights="nearest", weights_reason="there is no calibration data")
+    nearest = replace(small, policy=policy)
+    assert summary.weights_text(nearest) == "to nearest (there is no calibration data)"
+    assert summary.weights_text(replace(small, policy=replace(policy, weights_reason=""))) == (
+        "to nearest"
+    )
+    planned = replace(small, policy=replace(policy, weights="gptq", weights_reason="asked for"))
+    assert summary.weights_text(planned) == "GPTQ (asked for)"  # as in a dry run
+    # Of two blocks of q/k/v, o, up/gate and down, each with 7 linears, 2 stay to nearest.
+    text = "GPTQ in 10 of 14 layers (the default of policy cost)"
+    assert summary.weights_text(with_feedback(small)) == text
+
+
+def test_rounding_of_each_weight_is_a_cell(small: Report) -> None:
+    assert summary.gains_text(small.layers[0]) == "–"
+    assert summary.gains_text(with_feedback(small).layers[0]) == "– / −1.2 / −1.2"
+
+
+def test_the_terminal_shows_how_weights_were_rounded(small: Report) -> None:
+    found = with_feedback(small)
+    text = printed(found)
+    assert re.search(r"Weights rounded +GPTQ in 10 of 14 layers \(the default of policy", text)
+    (line,) = (line for line in text.splitlines() if NO_BETTER in line)
+    assert small.layers[0].nodes[0] in text
+    assert line.split()[-1] == "4"
+    assert "and 1 more" in text
+    assert "GPTQ\n" not in text
+    wide = printed(found, verbose=True)
+    assert "– / −1.2 / −1.2" in wide
+    assert "and 1 more" not in wide
+    assert "Weights rounded" not in printed(small, verbose=True)
+    assert "GPTQ" not in printed(small, verbose=True)
+
+
+def test_the_page_shows_how_weights_were_rounded(small: Report, small_page: str) -> None:
+    found = with_feedback(small)
+    source = render_html(found)
+    page = Page(source)
+    assert page.text.count("GPTQ in 10 of 14 layers (the default of policy cost)") == 2
+    assert "– / −1.2 / −1.2" in page.text
+    assert "GPTQ, error −1.2 dB on inputs held back" in page.text
+    first = found.layers[0].nodes[0]
+    assert f"{first} to nearest: {NO_BETTER};" in page.text
+    titles = [title for title in page.attributes("title") if NO_BETTER in title]
+    assert len(titles) == sum(len(layer.nodes) > 1 for layer in small.layers)
+    assert "GPTQ" not in Page(small_page).text
+
+
+def test_reasons_and_nodes_of_rounding_stay_text(hostile: Report) -> None:
+    layer = hostile.layers[0]
+    broken = WeightRounding(node=HOSTILE, gain_db=None, reason=HOSTILE)
+    policy = replace(hostile.policy, weights="gptq", weights_reason=HOSTILE)
+    found = replace(hostile, policy=policy, layers=(replace(layer, rounding=(broken,)),))
+    source = render_html(found)
+    Page(source)
+    assert "<script>alert" not in source
+    assert "\x1b" not in source
+    assert "\x1b" not in printed(found, verbose=True)
+
+
+def test_rounding_survives_the_json(tmp_path: Path, small: Report) -> None:
+    found = with_feedback(small)
+    first = found.layers[0]
+    exact = replace(first.rounding[1], gain_db=math.inf)
+    changed = replace(first, rounding=(first.rounding[0], exact))
+    found = replace(found, layers=(changed, *found.layers[1:]))
+    write_json(found, tmp_path / "report.json")
+    read = load_report(tmp_path / "report.json")
+    assert read.layers[0].rounding[1].gain_db == EXACT_DB
+    assert read.layers[1:] == found.layers[1:]
+    assert read.policy == found.policy

@@ -17,14 +17,11 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from mmcompile.calib.collect import _row_keys as row_keys
-from mmcompile.calib.collect import _run as run_sample
-from mmcompile.calib.collect import token_mask
+from mmcompile.calib.collect import row_keys, run_sample, token_mask
 from mmcompile.calib.data import CalibrationData, InputSpec, Sample, trim_padding
 from mmcompile.calib.gradient.differentiate import GradientGraph
 from mmcompile.calib.gradient.emitter import PREFIX
-from mmcompile.calib.instrument import TOKEN_MASK, WatchedTensor
-from mmcompile.calib.instrument import _prune as prune
+from mmcompile.calib.instrument import TOKEN_MASK, WatchedTensor, prune
 from mmcompile.graph import SourceModel
 from mmcompile.progress import Progress
 from mmcompile.session import open_session

@@ -23,7 +23,7 @@ from mmcompile.calib.gradient.expansion import expand
 from mmcompile.calib.gradient.facts import TensorFacts, learn_facts
 from mmcompile.calib.gradient.rule import NotDifferentiable, Step
 from mmcompile.calib.gradient.table import STANDARD_DOMAINS, is_flat, rule_of
-from mmcompile.calib.instrument import _prune as prune
+from mmcompile.calib.instrument import prune
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mmcompile import __version__
+from mmcompile.cli.analyze import analyze_command
 from mmcompile.cli.bench import bench_command
 from mmcompile.cli.config import config_option
 from mmcompile.cli.help import DefaultGroup, SectionedCommand
@@ -100,6 +101,7 @@ def compile_command(
     The word 'compile' may be left out. Without --calib and --plan, only the policies of one MX
     format (mxfp4, mxfp6, mxfp8) can be compiled, and --dry-run gives sizes for each format.
     """
+    from mmcompile.calib.effort import Effort, Weights
     from mmcompile.cli.console import print_json
     from mmcompile.cli.tables import print_forecast, print_outcome, print_report
     from mmcompile.pipeline.compile import compile_model
@@ -115,6 +117,8 @@ def compile_command(
         data=make_data(values),
         policy=make_policy(values),
         plan=values["plan"],
+        effort=Effort(values["effort"]),
+        weights=None if values["weights"] is None else Weights(values["weights"]),
         selection=make_selection(values),
         verify=make_verify(values),
         build=make_build(values),
@@ -341,6 +345,7 @@ def report_command(source: Path, html: Path | None, as_json: bool, verbose: bool
         click.echo(f"wrote {html}", err=as_json)
 
 
+cli.add_command(analyze_command)
 cli.add_command(bench_command)
 
 

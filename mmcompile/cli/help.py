@@ -27,10 +27,14 @@ SECTIONS = {
         "granularity",
         "order",
         "scale_rule",
+        "weight_scales",
+        "weights",
+        "effort",
         "plan",
     ),
     "Layers": ("include", "exclude", "quantize_heads"),
     "Engine": ("engine", "shapes", "optimization_level", "workspace", "embed_plugin", "triton"),
+    "Analysis": ("sections", "budgets", "other_calib", "stress_data", "measured_layers"),
     "Verification": ("verify", "verify_samples", "fail_below", "layers", "nodes", "logits"),
 }
 """The options' Python names by section, in the order in which help shows them."""

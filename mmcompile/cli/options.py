@@ -141,7 +141,7 @@ policy_options = options(
         type=click.Choice(["32", "64", "128"]),
         default="128",
         show_default=True,
-        help="Channels that a segment is a multiple of.",
+        help="Channels that micromix's segments are multiples of, and of cost's runs.",
     ),
     click.option(
         "--order",
@@ -156,6 +156,27 @@ policy_options = options(
         default="balanced",
         show_default=True,
         help="Block exponents: balanced, ocp or saturation_free.",
+    ),
+    click.option(
+        "--weight-scales",
+        type=click.Choice(["rule", "searched"]),
+        metavar="HOW",
+        help="Block scales of weights: by the rule (micromix), or searched: the better of two "
+        "(all others).",
+    ),
+    click.option(
+        "--weights",
+        type=click.Choice(["nearest", "gptq"]),
+        metavar="HOW",
+        help="Round weights to nearest, or with error feedback on calibration inputs (gptq, the "
+        "default of cost).",
+    ),
+    click.option(
+        "--effort",
+        type=click.Choice(["fast", "balanced", "best"]),
+        default="balanced",
+        show_default=True,
+        help="Computing time of cost and gptq; fast rounds to nearest, best looks at more data.",
     ),
 )
 
@@ -272,6 +293,7 @@ def make_policy(values: dict[str, Any]) -> Policy:
         granularity=int(values["granularity"]),
         order=Order(values["order"]) if values["order"] else None,
         scale_rule=values["scale_rule"],
+        weight_scales=values["weight_scales"],
         objective=Objective(values["objective"]),
         target=Budget(values["target_speed"], values["target_bits"]),
         classes=tuple(name.strip() for name in classes),

@@ -29,6 +29,7 @@ from mmcompile.pipeline.prepare import Prepared, prepare
 from mmcompile.pipeline.reporting import LayerFigures, Outcome, build_report
 from mmcompile.pipeline.stopwatch import Stopwatch
 from mmcompile.pipeline.verification import Evidence, check_demands, shortfall, verify_models
+from mmcompile.pipeline.weights import WeightInputs, weights_of
 from mmcompile.plan import GroupPlan, QuantPlan, dump_plan
 from mmcompile.progress import Progress, Silent
 from mmcompile.report.html import render_html
@@ -68,17 +69,20 @@ def compile_model(
     check_demands(prepared, inputs.held_back, options.verify)
     interface = model_interface(prepared.source.proto)
     choices = choose(interface, options.build, inputs.calibration or inputs.held_back)
+    sampled = weights_of(prepared, inputs.calibration, options, progress)
     if options.dry_run:
-        decision = decide(prepared, inputs, options, progress, watch)
-        outcome = Outcome(watch.seconds, model_bytes(prepared, decision.decided))
+        with sampled:
+            decision = decide(prepared, inputs, options, progress, watch, sampled)
+        size = model_bytes(prepared, decision.decided)
+        outcome = Outcome(watch.seconds, size, weights=(sampled.method, sampled.reason))
         report = build_report(prepared, decision, target, options, outcome)
         return CompileResult(decision.plan, report, (), passed=True)
-    with StagedOutput(options.output, protect=prepared.source.files) as stage:
-        decision = decide(prepared, inputs, options, progress, watch)
+    with StagedOutput(options.output, protect=prepared.source.files) as stage, sampled:
+        decision = decide(prepared, inputs, options, progress, watch, sampled)
         with watch.stage("rewrite"):
             rewritten = rewrite_linears(prepared.source.proto, decision.decided)
         with watch.stage("pack"):
-            figures = _write(prepared, decision, rewritten, stage.folder, progress)
+            figures = _write(prepared, decision, rewritten, stage.folder, sampled, progress)
         written = onnx.load(stage.folder / MODEL_FILE, load_external_data=False)
         check_model(interface, model_interface(written), options.output / MODEL_FILE)
         verification = None
@@ -101,7 +105,9 @@ def compile_model(
                     target=target.name,
                     original=prepared.source.path,
                 )
-        outcome = Outcome(watch.seconds, size, figures, verification, delivery)
+        outcome = Outcome(
+            watch.seconds, size, figures, verification, delivery, (sampled.method, sampled.reason)
+        )
         report = build_report(prepared, decision, target, options, outcome)
         _write_report(report, stage.folder, options.html)
         if delivery is None:
@@ -118,15 +124,17 @@ def _write(
     decision: Decision,
     rewritten: onnx.ModelProto,
     folder: Path,
+    sampled: WeightInputs,
     progress: Progress,
 ) -> dict[str, LayerFigures]:
     """Packs group by group into the data file, copies what is unchanged, writes the graph."""
     figures = {}
     weights = prepared.source.weights
+    sampled.collect()
     with ModelWriter(folder) as writer:
         pairs = decision.decided
         for sites, plan in progress.track(pairs, "packing", len(pairs)):
-            packed = pack_group(sites, plan, prepared.source)
+            packed = pack_group(sites, plan, prepared.source, sampled(sites))
             for name, array in zip(packed_names(plan.name), packed.constants(), strict=True):
                 writer.add(name, array)
             figures[plan.name] = _measure(prepared, decision, sites, plan, packed)
@@ -152,6 +160,7 @@ def _measure(
         weight_sqnr_db=packed.weight_sqnr_db,
         output_sqnr_db=error.output_sqnr_db if error else None,
         output_cosine=error.output_cosine if error else None,
+        rounding=packed.rounding,
     )
 
 

@@ -17,6 +17,7 @@ from mmcompile.pipeline.prepare import Prepared, match_plan
 from mmcompile.pipeline.sense import plan_by_cost
 from mmcompile.pipeline.stopwatch import Stopwatch
 from mmcompile.pipeline.uncalibrated import decides_without_data, plan_without_data
+from mmcompile.pipeline.weights import InputsOf, no_inputs
 from mmcompile.plan import GroupPlan, QuantPlan, load_plan
 from mmcompile.progress import Progress
 from mmcompile.sites import SiteGroup
@@ -63,8 +64,17 @@ def decide(
     options: CompileOptions,
     progress: Progress,
     watch: Stopwatch,
+    inputs_of: InputsOf = no_inputs,
 ) -> Decision:
     """The plan that was given, or one made from calibration data.
+
+    Args:
+        prepared: the model.
+        inputs: the data.
+        options: what was asked.
+        progress: told how far the stages are.
+        watch: told what they take.
+        inputs_of: sampled inputs for error feedback, which a largest error is measured with.
 
     Raises:
         UsageError: the plan is not for this model, or the policy needs data and there is none.
@@ -81,8 +91,16 @@ def decide(
             )
         with watch.stage("plan"):
             if options.policy.name == COST:
-                data, seed = inputs.calibration, options.data.seed
-                plan = plan_by_cost(prepared, data, stats, options.policy, seed, progress)
+                plan = plan_by_cost(
+                    prepared,
+                    inputs.calibration,
+                    stats,
+                    options.policy,
+                    options.data.seed,
+                    progress,
+                    options.effort,
+                    inputs_of,
+                )
             else:
                 plan = make_plan(
                     prepared.groups, stats, options.policy, prepared.source, prepared.left_alone

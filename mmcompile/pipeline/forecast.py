@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
+from mmcompile.calib.order import Order, channel_order
 from mmcompile.calib.policy import COST, UNIFORM, Policy
 from mmcompile.graph.tensors import is_external, storage_bytes
 from mmcompile.passes.rewrite_linears import rewrite_linears
 from mmcompile.pipeline.options import CompileOptions
 from mmcompile.pipeline.prepare import Prepared, prepare
 from mmcompile.pipeline.uncalibrated import plan_without_data
-from mmcompile.plan import GroupPlan, LeftAlone, QuantPlan, Segment
+from mmcompile.plan import GroupPlan, LeftAlone, QuantPlan, Segment, format_order
 from mmcompile.sites import SiteGroup
 from mmcompile.target import Target, parse_target
 
@@ -71,7 +73,7 @@ def forecast(model: Path, options: CompileOptions) -> Forecast:
     prepared = prepare(model, options.selection)
     policy = options.policy
     names = _formats(policy)
-    base = plan_without_data(prepared, Policy("mxfp8", granularity=policy.granularity))
+    base = _padded(plan_without_data(prepared, Policy("mxfp8")), policy.channel_multiple)
     note = "The order and the tensor scales are not known without data (--calib); the size is."
     if policy.name not in UNIFORM:
         note = "The split is not known without data (--calib); the size lies between these."
@@ -104,12 +106,22 @@ def model_bytes(prepared: Prepared, decided: Sequence[tuple[SiteGroup, GroupPlan
     return graph + sum(storage_bytes(t.data_type, tuple(t.dims)) for t in weights)
 
 
+def _padded(plan: QuantPlan, multiple: int) -> QuantPlan:
+    """The plan with its channels, in their own order, padded to a multiple."""
+
+    def order(group: GroupPlan) -> str:
+        return format_order(channel_order(np.zeros(group.in_channels), Order.NATURAL, multiple))
+
+    groups = tuple(msgspec.structs.replace(group, order=order(group)) for group in plan.groups)
+    return msgspec.structs.replace(plan, groups=groups)
+
+
 def _in_one_format(
     prepared: Prepared, base: QuantPlan, name: str, target: Target
 ) -> FormatForecast:
     groups = tuple(
         msgspec.structs.replace(
-            group, segments=(Segment(group.padded_channels, name, name, 2.0, 2.0),)
+            group, segments=(Segment(group.channel_order().size, name, name, 2.0, 2.0),)
         )
         for group in base.groups
     )

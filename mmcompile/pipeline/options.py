@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcompile.build.options import BuildOptions
+from mmcompile.calib.effort import Effort, Weights
 from mmcompile.calib.policy import Policy
 from mmcompile.passes.find_linears import Selection
 from mmcompile.plan import QuantPlan
@@ -72,6 +73,8 @@ class CompileOptions:
         data: where inputs come from.
         policy: how precision is assigned.
         plan: a plan to use instead of calibrating.
+        effort: how much computing plan and weights may take.
+        weights: how weights are rounded; None is the default of effort and policy.
         selection: which linears to take.
         verify: how to verify.
         build: whether and how the engine is built.
@@ -85,6 +88,8 @@ class CompileOptions:
     data: DataOptions = field(default_factory=DataOptions)
     policy: Policy = field(default_factory=Policy)
     plan: Path | None = None
+    effort: Effort = Effort.BALANCED
+    weights: Weights | None = None
     selection: Selection = field(default_factory=Selection)
     verify: VerifyOptions = field(default_factory=VerifyOptions)
     build: BuildOptions = field(default_factory=BuildOptions)

@@ -19,6 +19,7 @@ from mmcompile import __version__
 from mmcompile.build.bundle import polygraphy_lines
 from mmcompile.calib.stats import TensorStats
 from mmcompile.output import MODEL_FILE
+from mmcompile.packed import SiteRounding
 from mmcompile.pipeline.decision import Decision
 from mmcompile.pipeline.delivery import Delivery, outcome_line
 from mmcompile.pipeline.files import PLAN_FILE
@@ -36,6 +37,7 @@ from mmcompile.report.model import (
     StageTime,
     TargetInfo,
     VerificationReport,
+    WeightRounding,
     channel_profile,
 )
 from mmcompile.sites import SiteGroup
@@ -53,6 +55,7 @@ class LayerFigures:
     weight_sqnr_db: float | None = None
     output_sqnr_db: float | None = None
     output_cosine: float | None = None
+    rounding: tuple[SiteRounding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Outcome:
         figures: what packing measured, by group name; empty for a dry run.
         verification: the comparison with the original, if one was made.
         delivery: what became of the engine; None for a dry run or a failed verification.
+        weights: how weights are rounded, and why so.
     """
 
     seconds: Mapping[str, float]
@@ -72,6 +76,7 @@ class Outcome:
     figures: Mapping[str, LayerFigures] = field(default_factory=dict)
     verification: VerificationReport | None = None
     delivery: Delivery | None = None
+    weights: tuple[str, str] = ("", "")
 
 
 def build_report(
@@ -94,7 +99,7 @@ def build_report(
         version=REPORT_VERSION,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         command=_text(options.command),
-        versions=_versions(),
+        versions=tool_versions(),
         model=ModelInfo(
             path=str(source.path),
             bytes_before=source.size_bytes,
@@ -109,6 +114,8 @@ def build_report(
             name=plan.policy,
             parameters=plan.parameters,
             granularity_channels=granularity if isinstance(granularity, int) else BLOCK,
+            weights=outcome.weights[0],
+            weights_reason=outcome.weights[1],
         ),
         calibration=_calibration(decision, options, outcome.seconds),
         layers=layers,
@@ -165,6 +172,10 @@ def _layer(
         weight_sqnr_db=figures.weight_sqnr_db,
         output_sqnr_db=figures.output_sqnr_db,
         output_cosine=figures.output_cosine,
+        rounding=tuple(
+            WeightRounding(node=one.node, gain_db=one.gain_db, reason=one.reason)
+            for one in figures.rounding
+        ),
         channel_max=largest,
         channel_mean=mean,
         channel_step=step,
@@ -224,7 +235,8 @@ def _describe(target: Target, decision: Decision) -> str:
     )
 
 
-def _versions() -> dict[str, str]:
+def tool_versions() -> dict[str, str]:
+    """Versions of mmcompile and of what it uses, by name."""
     found = {"mmcompile": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

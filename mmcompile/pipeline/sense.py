@@ -13,12 +13,14 @@ from mmcompile.calib import gradient_rows
 from mmcompile.calib.cost import Budget
 from mmcompile.calib.cost_plan import measure_damage, plan_cost
 from mmcompile.calib.data import CalibrationData
+from mmcompile.calib.effort import WORK, Effort
 from mmcompile.calib.gradient_rows import GradientSamples, collect_rows
 from mmcompile.calib.policy import Policy
 from mmcompile.calib.stats import ActivationStats
 from mmcompile.errors import UsageError
 from mmcompile.pipeline.prepare import Prepared, input_specs
 from mmcompile.pipeline.search import smallest_within
+from mmcompile.pipeline.weights import InputsOf, no_inputs
 from mmcompile.plan import QuantPlan
 from mmcompile.progress import Progress
 
@@ -30,14 +32,26 @@ def plan_by_cost(
     policy: Policy,
     seed: int,
     progress: Progress,
+    effort: Effort = Effort.BALANCED,
+    inputs_of: InputsOf = no_inputs,
 ) -> QuantPlan:
     """The plan of the policy `cost`.
+
+    Args:
+        prepared: the model.
+        data: the calibration data.
+        stats: statistics of the layers' inputs.
+        policy: budget, classes, scales.
+        seed: of sampled rows and directions.
+        progress: told how far the stages are.
+        effort: how many rows and directions are taken.
+        inputs_of: sampled inputs for error feedback, which `max_error` is measured with.
 
     Raises:
         UsageError: there is no data, no choice of formats meets the budget, or none the largest
             error allowed.
     """
-    samples = sensed(prepared, data, stats.samples, seed, progress)
+    samples = sensed(prepared, data, stats.samples, seed, progress, effort)
     damage = measure_damage(prepared.groups, stats, samples, policy, prepared.source, progress)
 
     def planned(budget: Budget) -> QuantPlan:
@@ -49,7 +63,9 @@ def plan_by_cost(
     if policy.max_error is None:
         return planned(policy.target)
     assert data is not None  # as `sensed` has refused
-    plan = smallest_within(prepared, data, planned, policy.objective, policy.max_error, progress)
+    plan = smallest_within(
+        prepared, data, planned, policy.objective, policy.max_error, progress, inputs_of
+    )
     parameters = plan.parameters | {"max_error": policy.max_error}
     return msgspec.structs.replace(plan, parameters=parameters)
 
@@ -71,6 +87,7 @@ def sensed(
     samples: int,
     seed: int,
     progress: Progress,
+    effort: Effort = Effort.BALANCED,
 ) -> GradientSamples:
     """Sampled gradients of all groups, from the cache or from runs of the model.
 
@@ -80,6 +97,7 @@ def sensed(
         samples: how many samples it has.
         seed: of the choice of rows and directions.
         progress: told after every sample.
+        effort: how many rows and directions are taken.
 
     Raises:
         UsageError: there is no data.
@@ -88,13 +106,12 @@ def sensed(
         refuse_shards()
     if not prepared.groups:
         return GradientSamples({}, {})
+    work = WORK[effort]
     key = cache_key(
         gradient_rows.ROWS_VERSION,
-        gradient_rows.SAMPLES,
-        gradient_rows.ROWS,
         gradient_rows.ROW_BYTES,
         gradient_rows.ROW_WEIGHTS,
-        gradient_rows.DIRECTIONS,
+        (work.gradient_samples, work.gradient_rows, work.directions),
         prepared.source.digest(),
         data.digest(),
         [(group.name, [site.output for site in group.sites]) for group in prepared.groups],
@@ -106,7 +123,15 @@ def sensed(
         return found
     specs = input_specs(prepared.runnable)
     found = collect_rows(
-        prepared.source, prepared.runnable, prepared.groups, data, specs, samples, progress, seed
+        prepared.source,
+        prepared.runnable,
+        prepared.groups,
+        data,
+        specs,
+        samples,
+        progress,
+        seed,
+        work,
     )
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

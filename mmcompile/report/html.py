@@ -77,6 +77,7 @@ def render_html(report: Report) -> str:
         worst_output=_worst_output(report),
         verdict=summary.verdict(report.verification),
         reasons=summary.reason_groups(report.left_alone),
+        rounded=summary.weights_text(report),
         total_seconds=sum(stage.seconds for stage in report.stages),
         script=script,
         style=_asset("style.css"),
@@ -139,6 +140,8 @@ FILTERS: dict[str, Callable[..., str]] = {
     "time": summary.seconds_text,
     "shape": summary.shape_text,
     "split": summary.split_text,
+    "rounding": summary.rounding_text,
+    "gains": summary.gains_text,
     "file_name": summary.file_name,
     "paint": _paint,
 }

@@ -86,12 +86,17 @@ class PolicyInfo(_Record, frozen=True):
     Attributes:
         name: the policy's name.
         parameters: the policy's parameters, as they were used.
-        granularity_channels: segment lengths are multiples of this many channels.
+        granularity_channels: channels that formats are given to at a time; under `cost` one
+            run of each layer may have fewer.
+        weights: how weights are rounded, `nearest` or `gptq`; empty in older reports.
+        weights_reason: why they are rounded so.
     """
 
     name: str
     parameters: dict[str, str | float | int]
     granularity_channels: int
+    weights: str = ""
+    weights_reason: str = ""
 
 
 class CalibrationInfo(_Record, frozen=True):
@@ -116,6 +121,21 @@ class CalibrationInfo(_Record, frozen=True):
     seconds: float | None = None
 
 
+class WeightRounding(_Record, frozen=True):
+    """How the weight of one linear was rounded, where error feedback was asked for.
+
+    Attributes:
+        node: name of the linear.
+        gain_db: by how much the error of its output on inputs held back fell below that of
+            rounding to nearest, in dB; 0 where that was kept.
+        reason: why rounding to nearest was kept; empty where it was not.
+    """
+
+    node: str
+    gain_db: float | None
+    reason: str
+
+
 class LayerReport(_Record, frozen=True):
     """What became of one group of linear layers that read the same tensor.
 
@@ -134,6 +154,7 @@ class LayerReport(_Record, frozen=True):
         output_sqnr_db: the same of the layer's output, its own error alone: original inputs,
             quantized activations and weights.
         output_cosine: cosine between the original and the quantized output.
+        rounding: of each weight, where error feedback was asked for.
         channel_max: max|x| per channel in the chosen order (`channel_profile`).
         channel_mean: mean|x| per channel in the chosen order.
         channel_step: channels per entry of the two.
@@ -152,6 +173,7 @@ class LayerReport(_Record, frozen=True):
     weight_sqnr_db: float | None = None
     output_sqnr_db: float | None = None
     output_cosine: float | None = None
+    rounding: tuple[WeightRounding, ...] = ()
     channel_max: tuple[float | None, ...] = ()
     channel_mean: tuple[float | None, ...] = ()
     channel_step: int = 1

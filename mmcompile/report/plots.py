@@ -12,6 +12,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,20 @@ def draw_plots(
         detailed: the layers whose channel profile is drawn.
         verification: the comparison with the original model, or None.
     """
+    with _style():
+        axes = _profile_axes()  # one for all: making them is half of a plot's time
+        depth = verification is not None and len(verification.layers) > 1
+        return Plots(
+            overview=_overview(layers, labels),
+            depth=_depth(layers, verification) if verification is not None and depth else None,
+            profiles=tuple(
+                _profile(axes, layer, f"profile{i}") for i, layer in enumerate(detailed)
+            ),
+        )
+
+
+def _style() -> AbstractContextManager[None]:
+    """How every plot of the project looks."""
     import matplotlib as mpl
 
     settings: dict[Any, Any] = {
@@ -119,16 +134,7 @@ def draw_plots(
         "grid.linewidth": 0.8,
         "hatch.linewidth": 3.0,
     }
-    with mpl.rc_context(settings):
-        axes = _profile_axes()  # one for all: making them is half of a plot's time
-        depth = verification is not None and len(verification.layers) > 1
-        return Plots(
-            overview=_overview(layers, labels),
-            depth=_depth(layers, verification) if verification is not None and depth else None,
-            profiles=tuple(
-                _profile(axes, layer, f"profile{i}") for i, layer in enumerate(detailed)
-            ),
-        )
+    return mpl.rc_context(settings)
 
 
 def _overview(layers: Sequence[LayerReport], labels: dict[str, str]) -> Markup:
@@ -448,7 +454,8 @@ def _embed(figure: Figure, key: str, label: str, extra: Markup = NOTHING) -> Mar
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
     body = re.sub(r"font-(size|family): [^;\"]*;? ?", "", body)
     body = re.sub(r' d="([ML\d.\s-]+z?\s*)"', _short_path, body)
-    body = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.1f}", body)
+    # In tags only: the numbers beside ticks are text.
+    body = re.sub(r"\d+\.\d{3,}(?=[^<>]*>)", lambda number: f"{float(number[0]):.1f}", body)
     used = set(re.findall(r"#([\w.]+)[\")]", body))
     body = re.sub(
         r' id="([^"]*)"', lambda id_: f' id="{key}-{id_[1]}"' if id_[1] in used else "", body

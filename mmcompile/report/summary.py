@@ -22,6 +22,7 @@ from mmcompile.report.model import (
     OutputReport,
     Report,
     VerificationReport,
+    WeightRounding,
 )
 
 UNMEASURED = "–"
@@ -198,9 +199,24 @@ def reason_groups(left_alone: Iterable[LeftAlone]) -> list[ReasonGroup]:
     return sorted(result, key=lambda group: -group.count)
 
 
+def nearest_reasons(layers: Iterable[LayerReport]) -> dict[str, tuple[str, ...]]:
+    """Why error feedback was not kept: nodes by reason, the most frequent first."""
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        for one in layer.rounding:
+            if one.reason:
+                found.setdefault(one.reason, []).append(one.node)
+    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+    return {reason: tuple(nodes) for reason, nodes in ordered}
+
+
 def layer_labels(layers: Iterable[LayerReport]) -> dict[str, str]:
     """Short printable names: each layer's without the path parts that all layers share."""
-    names = [layer.name for layer in layers]
+    return short_labels([layer.name for layer in layers])
+
+
+def short_labels(names: Sequence[str]) -> dict[str, str]:
+    """Names without the path parts that all of them share, printable."""
     paths = [[part for part in name.split("/") if part] or [name] for name in names]
     shortest = min(map(len, paths), default=1)
     limit = shortest - 1 if len(set(names)) > 1 else 0
@@ -237,6 +253,37 @@ def split_text(segments: Iterable[Segment]) -> str:
 def shape_text(layer: LayerReport) -> str:
     """A group's shape as text, e.g. `4096 → 4096+1024+1024`."""
     return f"{layer.in_channels} → {'+'.join(map(str, layer.out_channels))}"
+
+
+def weights_text(report: Report) -> str:
+    """How the weights were rounded, in a line; empty where an older report does not say."""
+    policy = report.policy
+    roundings = [one for layer in report.layers for one in layer.rounding]
+    if not policy.weights:
+        return ""
+    text = "GPTQ" if policy.weights == "gptq" else "to nearest"
+    if roundings:
+        kept = sum(not one.reason for one in roundings)
+        text += f" in {count_text(kept)} of {count_text(len(roundings))} layers"
+    return f"{text} ({policy.weights_reason})" if policy.weights_reason else text
+
+
+def rounding_text(rounding: WeightRounding) -> str:
+    """How a weight was rounded and what came of it."""
+    if rounding.reason:
+        return f"to nearest: {rounding.reason}"
+    if rounding.gain_db is None:
+        return "GPTQ"
+    if rounding.gain_db >= EXACT_DB:
+        return "GPTQ, exact on inputs held back"
+    return f"GPTQ, error {_signed(-rounding.gain_db)} dB on inputs held back"
+
+
+def gains_text(layer: LayerReport) -> str:
+    """By how much error feedback changed each weight's error, in dB, as a table cell."""
+    gains = [None if one.reason else one.gain_db for one in layer.rounding]
+    cells = [UNMEASURED if gain is None else _signed(-gain) for gain in gains]
+    return " / ".join(cells) if cells else UNMEASURED
 
 
 def output_figures(output: OutputReport, *, logits: bool) -> list[str]:
@@ -325,6 +372,11 @@ def seconds_text(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     return f"{whole // 60} min {whole % 60} s"
+
+
+def _signed(value: float) -> str:
+    """A change to one place, with a true minus sign."""
+    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _or_infinity(value: float | None) -> float:

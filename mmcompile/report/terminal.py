@@ -27,9 +27,11 @@ from mmcompile.report.summary import (
     count_text,
     decibel_text,
     format_pair,
+    gains_text,
     layer_kinds,
     layer_labels,
     layer_totals,
+    nearest_reasons,
     output_figures,
     percent_text,
     plain_text,
@@ -37,6 +39,7 @@ from mmcompile.report.summary import (
     report_totals,
     seconds_text,
     verdict,
+    weights_text,
     worst_first,
 )
 from mmcompile.tables import Name, open_table
@@ -64,6 +67,7 @@ def print_summary(report: Report, console: Console, verbose: bool) -> None:
     _print_layers(report, console, verbose)
     _print_totals(report, totals, console)
     _print_left_alone(report, console, verbose)
+    _print_nearest(report, console, verbose)
     if report.verification is not None:
         _print_verification(report.verification, console, verbose)
     _print_cost(report, console, verbose)
@@ -112,7 +116,10 @@ def _layer_table(
     pairs = [(x.act_format, x.weight_format, x.label) for x in layer_totals(layers, 0).split]
     headings = ["K", "N", *(label.replace("_", "\n").replace(" / ", "\n") for *_, label in pairs)]
     headings += ["W\nbits", "A\nbits", "Output\nSQNR"]
-    table = open_table(title, ("Layer",), [*headings, "W SQNR", "Size"] if wide else headings)
+    gains = wide and any(layer.rounding for layer in layers)
+    headings += ["W SQNR", "Size"] if wide else []
+    headings += ["GPTQ error\n(dB)"] if gains else []
+    table = open_table(title, ("Layer",), headings)
     for layer in layers:
         channels = dict.fromkeys(pairs, 0)
         for segment in layer.segments:
@@ -128,6 +135,8 @@ def _layer_table(
         ]
         if wide:
             cells += [decibel_text(layer.weight_sqnr_db), bytes_text(layer.bytes_after)]
+        if gains:
+            cells.append(gains_text(layer))
         table.add_row(Name(labels[layer.name]), *cells)
     return table
 
@@ -163,6 +172,8 @@ def _print_totals(report: Report, totals: Totals, console: Console) -> None:
     if totals.split:
         shares = ", ".join(f"{percent_text(part.share)} {part.label}" for part in totals.split)
         grid.add_row("Weights by format", Text(shares))
+    if rounding := weights_text(report):
+        grid.add_row("Weights rounded", Text(plain_text(rounding)))
     console.print(grid)
 
 
@@ -184,6 +195,19 @@ def _print_left_alone(report: Report, console: Console, verbose: bool) -> None:
         for reason, nodes in group.reasons:
             cause = Text.assemble((plain_text(group.code), "bold"), f": {plain_text(reason)}")
             table.add_row(cause, _node_list(nodes, verbose), count_text(len(nodes)))
+    console.print(table)
+
+
+def _print_nearest(report: Report, console: Console, verbose: bool) -> None:
+    """Where error feedback was asked for and rounding to nearest was kept, with the reasons."""
+    reasons = nearest_reasons(report.layers)
+    if not reasons:
+        return
+    table = open_table("Weights rounded to nearest", ("Reason", "Nodes", "Count"))
+    table.columns[2].justify = "right"
+    for reason, nodes in reasons.items():
+        cause = Text(plain_text(reason))
+        table.add_row(cause, _node_list(nodes, verbose), count_text(len(nodes)))
     console.print(table)
 
 

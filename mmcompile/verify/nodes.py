@@ -47,13 +47,28 @@ def layer_error(
     """
     if not rows.size:
         return None
-    rows = rows[:: -(-len(rows) // MEASURED_ROWS)]
+    rows = measured_rows(rows)
+    exact = exact_output(sites, rows, source)
+    quantized = dequantize_activations(rows, plan) @ dequantize_weight(packed, plan).T
+    return output_error(exact, quantized)
+
+
+def measured_rows(rows: F32) -> F32:
+    """About `MEASURED_ROWS` of some rows[R, K], spread over all."""
+    return rows[:: max(1, -(-len(rows) // MEASURED_ROWS))]
+
+
+def exact_output(sites: SiteGroup, rows: F32, source: SourceModel) -> F32:
+    """The outputs of a group's layers without their biases, side by side: float32[R, N]."""
     outputs = []
     for site in sites.sites:
         weight = site.read_weight(source).astype(np.float32, copy=False)
         outputs.append(rows @ (weight if site.channels_first else weight.T))
-    exact = np.concatenate(outputs, axis=1)
-    quantized = dequantize_activations(rows, plan) @ dequantize_weight(packed, plan).T
+    return np.concatenate(outputs, axis=1)
+
+
+def output_error(exact: F32, quantized: F32) -> LayerError:
+    """The error of outputs[R, N], every row counting alike (`layer_error`)."""
     signal, size, noise, product = (
         np.einsum("tn,tn->t", first, second)
         for first, second in (

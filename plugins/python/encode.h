@@ -1,7 +1,8 @@
 // Encoding a group of 16 rows × 32 channels: block scales, codes, packed words, squared errors.
 //
 // All arithmetic is the scalar code of formats.h in `omp simd` loops over the 16 lanes. Codes and
-// sums of squared error come out of one pass over the values.
+// sums of squared error come out of one pass over the values. Where the better of two scales is
+// searched, a block is encoded under both and the lanes keep what errs less.
 #pragma once
 
 #include <algorithm>
@@ -32,6 +33,16 @@ struct Constants {
   float tensor_scale;   // NVFP4
 };
 
+// The two scales of a searched segment: MX by the thresholds that never and always add one to the
+// exponent, NVFP4 with amax on 6, the largest element, and on 4, below which elements lie closer.
+struct Candidates {
+  explicit Candidates(float tensor_scale)
+      : first{threshold_carry(kHighestThreshold), nvfp4_factor(tensor_scale), tensor_scale},
+        second{threshold_carry(kLowestThreshold), 0.25f * (1.0f / tensor_scale), tensor_scale} {}
+
+  Constants first, second;
+};
+
 // The scales of one block of 16 rows, and what follows from them.
 struct BlockScales {
   alignas(64) float multiplier[kLanes];  // values to elements
@@ -40,13 +51,11 @@ struct BlockScales {
   alignas(64) float unit_size[kLanes];   // 1 / unit; NaN if the block is not finite
 };
 
-// Scales of the rows' blocks that begin with channel `first`, and `bytes`, their codes. Clears the
+// Bits of the largest magnitude of the rows' blocks that begin with channel `first`. Clears the
 // blocks that hold NaN or Inf.
 template <int format>
-[[gnu::always_inline]] inline void scale_block(const Constants& constants, Group& group, int first,
-                                               std::uint32_t* bytes, BlockScales& scales) {
+[[gnu::always_inline]] inline void find_amax(Group& group, int first, std::uint32_t* amax) {
   constexpr BlockFormat block = kBlockFormats[format];
-  alignas(64) std::uint32_t amax[kLanes];
   std::uint32_t largest = 0;
 #pragma omp simd reduction(max : largest)
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -58,6 +67,19 @@ template <int format>
     amax[lane] = bits;
     largest = std::max(largest, bits);
   }
+  if (largest >= kExponentField) {
+    for (int lane = 0; lane < kLanes; ++lane)
+      for (int c = 0; c < block.block && amax[lane] >= kExponentField; ++c)
+        group[first + c][lane] = 0.0f;
+  }
+}
+
+// Scales of the blocks with these amax, and `bytes`, their codes.
+template <int format>
+[[gnu::always_inline]] inline void scale_block(const Constants& constants,
+                                               const std::uint32_t* amax, std::uint32_t* bytes,
+                                               BlockScales& scales) {
+  constexpr BlockFormat block = kBlockFormats[format];
 #pragma omp simd
   for (int lane = 0; lane < kLanes; ++lane) {
     const bool finite = amax[lane] < kExponentField;
@@ -81,11 +103,6 @@ template <int format>
       scales.unit_size[lane] =
           bits_float(finite ? (254 - unit_field) << kFloatMantissaBits : kQuietNan);
     }
-  }
-  if (largest >= kExponentField) {
-    for (int lane = 0; lane < kLanes; ++lane)
-      for (int c = 0; c < block.block && amax[lane] >= kExponentField; ++c)
-        group[first + c][lane] = 0.0f;
   }
 }
 
@@ -131,33 +148,91 @@ template <int format, int unit_channels, int unit_words>
   }
 }
 
+// How codes fill words: units of whole words, and what a block and a group have of them.
+template <int format>
+struct CodeWords {
+  static constexpr int bits = kBlockFormats[format].element.bits;
+  static constexpr int unit_channels = bits == 6 ? 16 : kWordBits / bits;  // 16 of 6 bits: 3 words
+  static constexpr int unit = unit_channels * bits / kWordBits;
+  static constexpr int block = kBlockFormats[format].block * bits / kWordBits;
+  static constexpr int group = kSegmentStep * bits / kWordBits;
+};
+
+// Encodes the rows' blocks that begin with channel `first` under given scales. The sums are of
+// fp32, in the order of the channels.
+template <int format>
+[[gnu::always_inline]] inline void encode_block(const Group& group, int first,
+                                                const BlockScales& scales,
+                                                std::uint32_t (*words)[kLanes], float* squares,
+                                                float* errors) {
+  using Words = CodeWords<format>;
+  for (int c = 0; c < kBlockFormats[format].block; c += Words::unit_channels)
+    encode_unit<format, Words::unit_channels, Words::unit>(
+        group, first + c, scales, words + c * Words::bits / kWordBits, squares, errors);
+}
+
+// What encoding the blocks of 16 rows under one scale each gives.
+template <int format>
+struct EncodedBlock {
+  alignas(64) std::uint32_t words[CodeWords<format>::block][kLanes];
+  alignas(64) std::uint32_t bytes[kLanes];
+  alignas(64) float squares[kLanes] = {};
+  alignas(64) float errors[kLanes] = {};
+  BlockScales scales;
+};
+
+// Encodes the blocks under their second scales and keeps those that err less than under the first,
+// whose words and sums are given; ties keep the first.
+template <int format>
+[[gnu::always_inline]] inline void keep_better(const Constants& constants, const Group& group,
+                                               int first, const std::uint32_t* amax,
+                                               std::uint32_t (*words)[kLanes], std::uint32_t* bytes,
+                                               BlockScales& scales, float* squares, float* errors) {
+  // Errors of MX blocks are in units of their scale, and the second, if it differs, is twice the
+  // first; those of NVFP4 blocks are in units of amax.
+  constexpr float ratio = kBlockFormats[format].scale == ScaleFormat::kE8M0 ? 4.0f : 1.0f;
+  EncodedBlock<format> second;
+  scale_block<format>(constants, amax, second.bytes, second.scales);
+  encode_block<format>(group, first, second.scales, second.words, second.squares, second.errors);
+#pragma omp simd
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const bool better = ratio * second.errors[lane] < errors[lane];
+    unrolled<CodeWords<format>::block>([&](auto w) __attribute__((always_inline)) {
+      words[w][lane] = better ? second.words[w][lane] : words[w][lane];
+    });
+    bytes[lane] = better ? second.bytes[lane] : bytes[lane];
+    scales.unit_size[lane] = better ? second.scales.unit_size[lane] : scales.unit_size[lane];
+    squares[lane] = better ? second.squares[lane] : squares[lane];
+    errors[lane] = better ? second.errors[lane] : errors[lane];
+  }
+}
+
 // Quantizes a group and writes the codes of its first `rows` rows, which lie `row_bytes` apart;
 // puts the lanes' scale bytes into `scale_words` from bit `scale_shift` on; adds each lane's
-// squares and squared errors to `squares` and `errors`.
-template <int format>
-[[gnu::always_inline]] inline void encode_group(const Constants& constants, Group& group, int rows,
-                                                std::uint8_t* codes, std::int64_t row_bytes,
-                                                std::uint32_t* scale_words, int scale_shift,
-                                                double* squares, double* errors) {
-  constexpr BlockFormat block = kBlockFormats[format];
-  constexpr int bits = block.element.bits;
-  constexpr int group_words = kSegmentStep * bits / kWordBits;
-  constexpr int unit_channels = bits == 6 ? 16 : kWordBits / bits;  // 16 codes of 6 bits: 3 words
-  constexpr int unit_words = unit_channels * bits / kWordBits;
-  constexpr int blocks = kSegmentStep / block.block;
-  alignas(64) std::uint32_t words[group_words][kLanes];
+// squares and squared errors to `squares` and `errors`. `second` gives the other scale where the
+// better of two is searched.
+template <int format, bool searched>
+[[gnu::always_inline]] inline void encode_group(const Constants& constants, const Constants& second,
+                                                Group& group, int rows, std::uint8_t* codes,
+                                                std::int64_t row_bytes, std::uint32_t* scale_words,
+                                                int scale_shift, double* squares, double* errors) {
+  constexpr int block_channels = kBlockFormats[format].block;
+  constexpr int blocks = kSegmentStep / block_channels;
+  alignas(64) std::uint32_t words[CodeWords<format>::group][kLanes];
   for (int b = 0; b < blocks; ++b) {
+    const int first = b * block_channels;
+    std::uint32_t (*block_words)[kLanes] = words + b * CodeWords<format>::block;
+    alignas(64) std::uint32_t amax[kLanes];
     alignas(64) std::uint32_t bytes[kLanes];
-    BlockScales block_scales;
-    scale_block<format>(constants, group, b * block.block, bytes, block_scales);
     alignas(64) float block_squares[kLanes] = {};
     alignas(64) float block_errors[kLanes] = {};
-    for (int c = 0; c < block.block; c += unit_channels) {
-      const int first = b * block.block + c;
-      encode_unit<format, unit_channels, unit_words>(group, first, block_scales,
-                                                     words + first * bits / kWordBits,
-                                                     block_squares, block_errors);
-    }
+    BlockScales block_scales;
+    find_amax<format>(group, first, amax);
+    scale_block<format>(constants, amax, bytes, block_scales);
+    encode_block<format>(group, first, block_scales, block_words, block_squares, block_errors);
+    if constexpr (searched)
+      keep_better<format>(second, group, first, amax, block_words, bytes, block_scales,
+                          block_squares, block_errors);
 #pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) {
       const double unit = block_scales.unit_size[lane];
@@ -167,8 +242,8 @@ template <int format>
     }
   }
   for (int lane = 0; lane < rows; ++lane) {
-    std::uint32_t row[group_words];
-    for (int w = 0; w < group_words; ++w) row[w] = words[w][lane];
+    std::uint32_t row[CodeWords<format>::group];
+    for (int w = 0; w < CodeWords<format>::group; ++w) row[w] = words[w][lane];
     std::memcpy(codes + lane * row_bytes, row, sizeof row);
   }
 }

@@ -161,24 +161,29 @@ template <class T>
   std::memset(ordered, 0, static_cast<std::size_t>((kLanes - tile.rows) * padded) * sizeof(T));
 }
 
+// Transposes 4 × 4 fp32 values; the strides are those of rows.
+[[gnu::always_inline]] inline void transpose_quad(const float* from, std::int64_t from_stride,
+                                                  float* to, std::int64_t to_stride) {
+  using Quad = float [[gnu::vector_size(16)]];
+  Quad in[4];
+  for (int i = 0; i < 4; ++i) std::memcpy(&in[i], from + i * from_stride, sizeof(Quad));
+  const Quad low01 = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5);
+  const Quad low23 = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5);
+  const Quad high01 = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7);
+  const Quad high23 = __builtin_shufflevector(in[2], in[3], 2, 6, 3, 7);
+  const Quad out[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
+                       __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+                       __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
+                       __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+  for (int i = 0; i < 4; ++i) std::memcpy(to + i * to_stride, &out[i], sizeof(Quad));
+}
+
 // Transposes fp32 values [kLanes][kSegmentStep] of that row stride, 4 × 4 at a time.
 [[gnu::always_inline]] inline void transpose(const float* rows, std::int64_t stride, Group& group) {
-  using Quad = float [[gnu::vector_size(16)]];
   for (int lane = 0; lane < kLanes; lane += 4, rows += 4 * stride) {
 #pragma GCC unroll 8
-    for (int c = 0; c < kSegmentStep; c += 4) {
-      Quad in[4];
-      for (int i = 0; i < 4; ++i) std::memcpy(&in[i], rows + i * stride + c, sizeof(Quad));
-      const Quad low01 = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5);
-      const Quad low23 = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5);
-      const Quad high01 = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7);
-      const Quad high23 = __builtin_shufflevector(in[2], in[3], 2, 6, 3, 7);
-      const Quad out[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
-                           __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
-                           __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
-                           __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
-      for (int i = 0; i < 4; ++i) std::memcpy(&group[c + i][lane], &out[i], sizeof(Quad));
-    }
+    for (int c = 0; c < kSegmentStep; c += 4)
+      transpose_quad(rows + c, stride, &group[c][lane], kLanes);
   }
 }
 

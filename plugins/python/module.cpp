@@ -1,16 +1,20 @@
-// The Python module mmcompile._native: checks arguments and calls pack.h without the GIL.
+// The Python module mmcompile._native: checks arguments and calls pack.h and feedback.h without the
+// GIL.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cmath>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <tuple>
 #include <vector>
 
+#include "mmcompile/feedback.h"
 #include "mmcompile/pack.h"
 
 namespace nb = nanobind;
@@ -25,8 +29,12 @@ using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::dev
 using BytesOut = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using ScaleBytes = nb::ndarray<const std::uint8_t, nb::ndim<3>, nb::device::cpu>;
 using ScaleBytesOut = nb::ndarray<std::uint8_t, nb::ndim<3>, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;
+using FloatVector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using StridedBytesOut = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::device::cpu>;
+using StridedFloatsOut = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
 using FloatsOut = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using SegmentList = std::vector<std::tuple<std::int64_t, int, double>>;
+using SegmentList = std::vector<std::tuple<std::int64_t, int, std::optional<double>>>;
 
 template <class... Parts>
 void require(bool condition, const Parts&... message) {
@@ -78,9 +86,10 @@ std::vector<Segment> checked_segments(const SegmentList& list) {
             " channels are no positive multiple of ", kSegmentStep);
     require(format >= 0 && format < kFormatCount, "segment ", s, ": format id ", format,
             " is not in 0..", kFormatCount - 1);
-    require(threshold >= 1 && threshold <= 2, "segment ", s, ": threshold ", threshold,
-            " is outside [1, 2]");
-    segments.push_back({channels, format, threshold_carry(threshold)});
+    const double limit = threshold.value_or(kHighestThreshold);
+    require(limit >= kLowestThreshold && limit <= kHighestThreshold, "segment ", s, ": threshold ",
+            limit, " is outside [1, 2]");
+    segments.push_back({channels, format, threshold_carry(limit), !threshold.has_value()});
   }
   return segments;
 }
@@ -182,6 +191,59 @@ nb::object py_quantize_rows(const Values& x, const Order& order, const SegmentLi
   return array;
 }
 
+// The rows of a view in which only rows may lie apart.
+template <class T, class Array>
+Rows<T> checked_rows(const Array& array, const char* name, std::int64_t rows,
+                     std::int64_t columns) {
+  require_shape(array, name, rows, columns);
+  require(rows == 0 || columns == 1 || array.stride(1) == 1, name,
+          ": the values of a row are not contiguous");
+  return {array.data(), array.stride(0)};
+}
+
+void py_feedback_panel(const Floats& target, const Floats& weight, const Floats& factor,
+                       const FloatVector& loss, int format, double threshold, bool searched,
+                       double tensor_scale, const StridedBytesOut& codes, std::int64_t code_offset,
+                       const ScaleBytesOut& scales, std::int64_t first_word,
+                       std::int64_t first_block, const StridedFloatsOut& error, int threads,
+                       const std::string& instruction_set) {
+  const auto rows = static_cast<std::int64_t>(target.shape(0));
+  const auto channels = static_cast<std::int64_t>(target.shape(1));
+  require(channels > 0 && channels <= kPanelChannels && channels % kSegmentStep == 0, "a panel of ",
+          channels, " channels, needed is a multiple of ", kSegmentStep, " up to ", kPanelChannels);
+  require(static_cast<std::int64_t>(loss.shape(0)) == channels, "loss has ", loss.shape(0),
+          " entries, needed are ", channels);
+  // A panel is checked like a segment of its channels.
+  const std::vector<Segment> segments = checked_segments({{channels, format, threshold}});
+  const Panel panel{rows,
+                    static_cast<int>(channels),
+                    checked_rows<const float>(target, "target", rows, channels),
+                    checked_rows<const float>(weight, "weight", rows, channels),
+                    checked_rows<const float>(factor, "factor", channels, channels),
+                    loss.data()};
+  const PanelFormat panel_format{format, segments[0].carry, searched,
+                                 checked_tensor_scale(tensor_scale)};
+  const auto row_bytes = static_cast<std::int64_t>(codes.shape(1));
+  const auto code_rows = checked_rows<std::uint8_t>(codes, "codes", rows, row_bytes);
+  const std::int64_t code_bytes = segments[0].code_bytes();
+  require(code_offset >= 0 && code_offset <= row_bytes - code_bytes, "codes: ", code_bytes,
+          " bytes at offset ", code_offset, " are not inside rows of ", row_bytes);
+  const auto words = static_cast<std::int64_t>(scales.shape(0));
+  const auto scales_out = checked_scales<std::uint8_t>(scales, words, rows);
+  const std::int64_t blocks = channels / kBlockFormats[format].block;
+  require(first_word >= 0 && first_word < words && first_block >= 0 &&
+              first_block <= (words - first_word) * kScaleWord - blocks,
+          "scales: ", blocks, " blocks from block ", first_block, " of word ", first_word,
+          " on are not inside ", words, " words");
+  const PanelOut out{{code_rows.data + code_offset, code_rows.stride},
+                     scales_out.from(first_word, 0),
+                     first_block,
+                     checked_rows<float>(error, "error", rows, channels)};
+  require_threads(threads);
+  const nb::gil_scoped_release release;
+  feedback_panel(panel, panel_format, out, threads, instruction_set);
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -194,6 +256,11 @@ NB_MODULE(_native, module) {
              "segments"_a, "tensor_scale"_a, "out"_a.noconvert(), "threads"_a);
   module.def("quantize_rows", &py_quantize_rows, "x"_a.noconvert(), "order"_a.noconvert(),
              "segments"_a, "tensor_scale"_a, "threads"_a);
+  module.def("feedback_panel", &py_feedback_panel, "target"_a.noconvert(), "weight"_a.noconvert(),
+             "factor"_a.noconvert(), "loss"_a.noconvert(), "format"_a, "threshold"_a, "searched"_a,
+             "tensor_scale"_a, "codes"_a.noconvert(), "code_offset"_a, "scales"_a.noconvert(),
+             "first_word"_a, "first_block"_a, "error"_a.noconvert(), "threads"_a,
+             "instruction_set"_a = "");
 }
 
 }  // namespace mmcompile

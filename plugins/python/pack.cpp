@@ -36,16 +36,18 @@ namespace {
   }
 }
 
-template <int format>
-[[gnu::always_inline]] inline void pack_segment(const Tile& tile, const Segment& segment,
-                                                std::int64_t first_channel, std::uint8_t* codes,
-                                                ScalesOut scales, ErrorSums& sums) {
+template <int format, bool searched>
+[[gnu::always_inline]] inline void pack_channels(const Tile& tile, const Segment& segment,
+                                                 std::int64_t first_channel, std::uint8_t* codes,
+                                                 ScalesOut scales, ErrorSums& sums) {
   constexpr BlockFormat block = kBlockFormats[format];
   constexpr int step_bytes = kSegmentStep * block.element.bits / 8;
   constexpr int step_scale_bits = 8 * kSegmentStep / block.block;
   constexpr int most_groups = kContiguousTile / kLanes;
-  const Constants constants{segment.carry, nvfp4_factor(tile.layout.tensor_scale),
-                            tile.layout.tensor_scale};
+  const float tensor_scale = tile.layout.tensor_scale;
+  const Constants by_rule{segment.carry, nvfp4_factor(tensor_scale), tensor_scale};
+  const Candidates candidates(tensor_scale);
+  const Constants& constants = searched ? candidates.first : by_rule;
   const int groups_used = (tile.rows + kLanes - 1) / kLanes;
   alignas(64) Group groups[most_groups];
   alignas(64) double squares[most_groups][kLanes] = {};
@@ -58,8 +60,9 @@ template <int format>
     for (int g = 0; g < groups_used; ++g) {
       prefetch_share(tile, c + kSegmentStep, g, groups_used);
       const int rows = std::min(kLanes, tile.rows - g * kLanes);
-      encode_group<format>(constants, groups[g], rows, codes + g * kLanes * tile.row_bytes,
-                           tile.row_bytes, scale_words[g], scale_shift, squares[g], errors[g]);
+      encode_group<format, searched>(constants, candidates.second, groups[g], rows,
+                                     codes + g * kLanes * tile.row_bytes, tile.row_bytes,
+                                     scale_words[g], scale_shift, squares[g], errors[g]);
     }
     codes += step_bytes;
     scale_shift += step_scale_bits;
@@ -79,6 +82,16 @@ template <int format>
       sums.errors += errors[g][lane];
     }
   }
+}
+
+template <int format>
+[[gnu::always_inline]] inline void pack_segment(const Tile& tile, const Segment& segment,
+                                                std::int64_t first_channel, std::uint8_t* codes,
+                                                ScalesOut scales, ErrorSums& sums) {
+  if (segment.searched)
+    pack_channels<format, true>(tile, segment, first_channel, codes, scales, sums);
+  else
+    pack_channels<format, false>(tile, segment, first_channel, codes, scales, sums);
 }
 
 // Asks for the scales of a tile of kLanes rows. A word of so few rows is a cache line or two, far

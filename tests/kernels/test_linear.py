@@ -65,8 +65,10 @@ def minilm(tmp_path_factory):
     )
 
 
-@pytest.fixture(scope="module")
-def babyllama(tmp_path_factory):
+@pytest.fixture(scope="module", params=[("micromix", 384), ("cost", 352)], ids=["micromix", "cost"])
+def babyllama(request, tmp_path_factory):
+    """The layers under a policy, and K_pad of those that have 352 channels."""
+    policy, padded = request.param
     checkpoint = SHARED / "babyllama105" / "model5000.bin"
     text = SHARED / "text" / "tinystories_valid_sample.txt"
     if not (checkpoint.exists() and text.exists()):
@@ -75,9 +77,8 @@ def babyllama(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("babyllama")
     prepare(checkpoint, text, folder)
-    return compiled_layers(
-        folder / "model.onnx", folder / "out", folder / "calibration.npz", Policy("micromix")
-    )
+    data = folder / "calibration.npz"
+    return compiled_layers(folder / "model.onnx", folder / "out", data, Policy(policy)), padded
 
 
 def run_onnxruntime(layer: Layer, x: np.ndarray, kind: int) -> np.ndarray:
@@ -148,8 +149,9 @@ def test_layers_of_minilm(minilm, device):
 @pytest.mark.parametrize("device", [NATIVE, PORTABLE])
 def test_all_layers_of_babyllama_with_352_channels(babyllama, device):
     configure(emulated_library(), multiprocessors=4)
-    padded = [layer for layer in babyllama.values() if layer[0].in_channels == 352]
-    assert len(padded) == 5
-    for rows, layer in enumerate(padded, 1):
-        assert layer[1].order.size == 384
+    layers, padded = babyllama
+    layers = [layer for layer in layers.values() if layer[0].in_channels == 352]
+    assert len(layers) == 5
+    for rows, layer in enumerate(layers, 1):
+        assert layer[1].order.size == padded
         check(layer, 7 * rows, rows % 2, device)

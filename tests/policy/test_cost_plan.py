@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 from mmcompile.calib.cost import CLASSES, Budget, FormatPair, Objective
 from mmcompile.calib.cost_plan import (
@@ -19,6 +20,7 @@ from mmcompile.calib.cost_plan import (
     synthetic_rows,
 )
 from mmcompile.calib.gradient_rows import GradientSamples, GroupRows
+from mmcompile.calib.order import run_bounds
 from mmcompile.calib.policy import COST, Policy, make_plan, watched_tensor
 from mmcompile.calib.stats import ActivationStats
 from mmcompile.errors import UsageError
@@ -64,8 +66,11 @@ def test_a_plan_is_possible_and_within_its_budget(case, objective, granularity):
         assert find_problem(group) is None
         order = group.channel_order()
         assert sorted(order[order != PADDING]) == list(range(group.in_channels))
-        assert order.size == -(-group.in_channels // granularity) * granularity
-        assert all(segment.channels % granularity == 0 for segment in group.segments)
+        assert order.size == -(-group.in_channels // 32) * 32
+        # Runs are whole but for one, which all its class's length may be off by.
+        short = order.size % granularity
+        off = [s.channels % granularity for s in group.segments if s.channels % granularity]
+        assert off == [short] * bool(short)
         pairs = [(segment.act_format, segment.weight_format) for segment in group.segments]
         assert len(set(pairs)) == len(pairs)  # one segment per class
         assert set(group.figures) >= {"damage", "speed_cost", "gradient_measured"}
@@ -73,19 +78,6 @@ def test_a_plan_is_possible_and_within_its_budget(case, objective, granularity):
         assert speed(plan) <= budget.speed
     else:
         assert plan.mean_weight_bits() <= budget.bits + 1e-6
-
-
-def test_channels_of_a_class_ascend_by_size(case):
-    plan = planned(case, target=Budget(speed=1.4))
-    assert any(len(group.segments) > 1 for group in plan.groups)
-    for sites, group in zip(case.groups, plan.groups, strict=True):
-        largest = case.stats.tensors[watched_tensor(sites).key].abs_max
-        start = 0
-        for segment in group.segments:
-            part = group.channel_order()[start : start + segment.channels]
-            size = np.where(part == PADDING, -1, largest[part])
-            assert (np.diff(size) >= 0).all()
-            start += segment.channels
 
 
 def test_more_budget_is_never_more_damage(case):
@@ -113,13 +105,14 @@ def test_eight_bits_everywhere_even_where_six_err_less(speed, tmp_path):
     pairs = (FormatPair("mxfp4", "mxfp4"), FormatPair("mxfp6_e2m3", "mxfp6_e2m3"), MXFP8)
     damage = np.array([[9.0, 1.0, 2.0]] * 3)
     none = np.zeros(models.K, np.float32)
-    found = GroupDamage(np.arange(models.K), damage, none, none, models.N, True)
-    (choice,) = choose([found], pairs, Budget(speed=speed), 32, groups)
+    bounds = run_bounds(models.K, 32)
+    found = GroupDamage(np.arange(models.K), bounds, damage, none, none, models.N, True)
+    (choice,) = choose([found], pairs, Budget(speed=speed), groups)
     assert choice.tolist() == [2, 2, 2]
-    (choice,) = choose([found], pairs, Budget(speed=1.99), 32, groups)
+    (choice,) = choose([found], pairs, Budget(speed=1.99), groups)
     assert choice.tolist() == [1, 1, 0]
     narrow = dataclasses.replace(found, damage=damage[:, :2])
-    (choice,) = choose([narrow], pairs[:2], Budget(speed=speed), 32, groups)
+    (choice,) = choose([narrow], pairs[:2], Budget(speed=speed), groups)
     assert choice.tolist() == [1, 1, 1]
 
 
@@ -148,7 +141,7 @@ def test_both_budgets_hold(case):
     bits = (free.mean_weight_bits() + 4.5) / 2
     plan = planned(case, target=Budget(speed=1.6, bits=bits))
     assert speed(plan) <= 1.6
-    assert plan.mean_weight_bits() <= bits
+    assert plan.mean_weight_bits() <= bits + 1e-6
     assert plan.mean_weight_bits() < free.mean_weight_bits()
     assert plan.parameters["damage"] >= free.parameters["damage"]
 
@@ -287,19 +280,71 @@ def test_weights_that_are_not_finite_do_not_break_planning(tmp_path):
 @settings(deadline=None)
 @given(st.data())
 def test_classes_partition_the_channels(data):
-    runs, granularity, pairs = data.draw(st.integers(1, 5)), 4, 3
-    channels = data.draw(st.integers(max(1, (runs - 1) * granularity + 1), runs * granularity))
+    padded, padding, pairs = data.draw(st.integers(1, 20)), data.draw(st.integers(0, 3)), 3
+    bounds = run_bounds(padded, 4)
+    runs, channels = len(bounds) - 1, max(1, padded - padding)
     random = np.random.default_rng(data.draw(st.integers(0, 999)))
-    order = np.append(np.full(runs * granularity - channels, PADDING), random.permutation(channels))
+    order = np.append(np.full(padded - channels, PADDING), random.permutation(channels))
     choice = np.array(data.draw(st.lists(st.integers(0, 2), min_size=runs, max_size=runs)))
     size = random.integers(0, 3, channels).astype(np.float32)
-    found = GroupDamage(order, np.zeros((runs, pairs)), size, size, 1, True)
-    ordered, lengths = classed_order(found, choice, pairs, granularity)
+    found = GroupDamage(order, bounds, np.zeros((runs, pairs)), size, size, 1, True)
+    ordered, lengths = classed_order(found, choice, pairs)
     assert sorted(ordered) == sorted(order)
-    assert lengths == [int((choice == index).sum()) * granularity for index in range(pairs)]
+    parts = np.split(order, bounds[1:-1])
     for index, part in enumerate(np.split(ordered, np.cumsum(lengths)[:-1])):
-        expected = order.reshape(runs, granularity)[choice == index]
-        assert sorted(part) == sorted(expected.reshape(-1))
+        chosen = [run for run, pair in zip(parts, choice, strict=True) if pair == index]
+        assert sorted(part) == sorted(np.concatenate([np.zeros(0, int), *chosen]))
+
+
+def test_a_run_costs_by_its_length(tmp_path):
+    """Of K = 96 in runs of 64 the first has 32: a budget that pays for 32 more pays for it."""
+    groups = prepare(models.matmul(), tmp_path).groups
+    pairs = (FormatPair("mxfp4", "mxfp4"), MXFP8)
+    damage = np.array([[1.0, 0.0], [1.0, 0.0]])
+    none = np.zeros(models.K, np.float32)
+    bounds = run_bounds(models.K, 64)
+    found = GroupDamage(np.arange(models.K), bounds, damage, none, none, models.N, True)
+    for budget, expected in (
+        (Budget(speed=1.0), [0, 0]),
+        (Budget(speed=4 / 3), [1, 0]),
+        (Budget(bits=4.25 + 4 / 3), [1, 0]),
+        (Budget(speed=1.33), [0, 0]),
+    ):
+        (choice,) = choose([found], pairs, budget, groups)
+        assert choice.tolist() == expected
+
+
+@pytest.mark.parametrize("objective", Objective)
+def test_352_channels_are_not_padded(objective, tmp_path):
+    """Of runs of 128 one has 96 channels, at the start of the order and in whatever class."""
+    nodes = [helper.make_node("MatMul", ["x", "W"], ["y"], name="linear")]
+    model = models.model_of(
+        nodes, {"W": models.weight(352, models.N)}, x=("rows", 352), y=("rows", models.N)
+    )
+    case = Case(tmp_path, model)
+    target = Budget(speed=1.4) if objective is Objective.PREFILL else Budget(bits=6)
+    plan = planned(case, objective=objective, granularity=128, target=target)
+    (group,) = plan.groups
+    assert PADDING not in group.channel_order()
+    lengths = [segment.channels for segment in group.segments]
+    assert sum(lengths) == 352
+    assert max(length % 128 for length in lengths) == 96
+    assert len(lengths) > 1
+    everywhere = planned(case, granularity=128, target=Budget(speed=2))
+    uniform = make_plan(case.groups, case.stats, Policy("mxfp8"), case.source, ())
+    assert everywhere.groups[0].segments == uniform.groups[0].segments
+    assert everywhere.groups[0].order == uniform.groups[0].order
+
+
+@pytest.mark.parametrize("scales", ["rule", "searched"])
+def test_weights_are_measured_with_the_scales_of_the_plan(case, scales):
+    plan = planned(case, weight_scales=scales, target=Budget(speed=1))
+    assert {s.weight_scales for group in plan.groups for s in group.segments} == {scales}
+    other = planned(
+        case, weight_scales={"rule": "searched", "searched": "rule"}[scales], target=Budget(speed=1)
+    )
+    better = plan.parameters["damage"] < other.parameters["damage"]
+    assert better == (scales == "searched")
 
 
 def test_all_classes_are_the_default():

@@ -1,5 +1,7 @@
 """Rows of inputs and gradients: which belong together, over layers of a group and samples."""
 
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
@@ -7,12 +9,15 @@ from onnx import helper
 
 from mmcompile.calib import gradient_rows
 from mmcompile.calib.data import open_data
+from mmcompile.calib.effort import WORK, Effort
 from mmcompile.calib.gradient_rows import GradientSamples, GroupRows, collect_rows
 from mmcompile.pipeline.prepare import input_specs
 from mmcompile.progress import Silent
 from tests.compiling import prepare
 from tests.models import K, model_of, weight
 from tests.workplace import samples
+
+BALANCED = WORK[Effort.BALANCED]
 
 
 def two_rectified():
@@ -40,7 +45,7 @@ def data_of(prepared, values):
     )
 
 
-def collected(prepared, values, skeleton=None):
+def collected(prepared, values, skeleton=None, work=BALANCED):
     source = prepared.source
     return collect_rows(
         source,
@@ -50,6 +55,7 @@ def collected(prepared, values, skeleton=None):
         input_specs(source.proto),
         len(values),
         Silent(),
+        work=work,
     )
 
 
@@ -62,7 +68,7 @@ def test_every_gradient_belongs_to_its_input(tmp_path):
     assert not found.missing
     rows = found.groups[group.name]
     assert rows.activations.shape == (48, K)  # all 8 tokens of all 6 samples
-    assert rows.gradients.shape == (gradient_rows.DIRECTIONS, 48, 64)
+    assert rows.gradients.shape == (1, 48, 64)
     weights = [site.read_weight(prepared.source) for site in group.sites]
     y = rows.activations @ np.concatenate(weights, axis=1)
     for gradient in rows.gradients:
@@ -72,18 +78,19 @@ def test_every_gradient_belongs_to_its_input(tmp_path):
 
 
 def test_rows_are_shared_among_samples(tmp_path, monkeypatch):
-    monkeypatch.setattr(gradient_rows, "ROWS", 12)
     monkeypatch.setattr(gradient_rows, "LEAST_ROWS", 1)
     prepared = prepare(two_rectified(), tmp_path)
-    rows = collected(prepared, samples(6)).groups[prepared.groups[0].name]
+    work = dataclasses.replace(BALANCED, gradient_rows=12, directions=3)
+    rows = collected(prepared, samples(6), work=work).groups[prepared.groups[0].name]
     assert rows.activations.shape == (12, K)
+    assert rows.gradients.shape == (3, 12, 64)
 
 
-def test_many_samples_are_thinned_evenly(tmp_path, monkeypatch):
-    monkeypatch.setattr(gradient_rows, "SAMPLES", 3)
+def test_many_samples_are_thinned_evenly(tmp_path):
     prepared = prepare(two_rectified(), tmp_path)
     values = samples(10)
-    rows = collected(prepared, values).groups[prepared.groups[0].name]
+    work = dataclasses.replace(BALANCED, gradient_samples=3)
+    rows = collected(prepared, values, work=work).groups[prepared.groups[0].name]
     assert {row.tobytes() for row in rows.activations} == {
         row.tobytes() for row in values[[0, 3, 6]].reshape(-1, K)
     }
@@ -163,14 +170,16 @@ def test_rows_survive_a_round_trip(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["rows.npz"]
 
 
-def test_rows_are_bounded_by_memory_and_work(tmp_path, monkeypatch):
+@pytest.mark.parametrize("effort", Effort)
+def test_rows_are_bounded_by_memory_and_work(effort, tmp_path, monkeypatch):
+    work = WORK[effort]
     groups = prepare(two_rectified(), tmp_path).groups
-    width = sum(g.in_channels + gradient_rows.DIRECTIONS * g.out_channels for g in groups)
-    assert gradient_rows.rows_per_group(groups) == gradient_rows.ROWS
+    width = sum(g.in_channels + work.directions * g.out_channels for g in groups)
+    assert gradient_rows.rows_per_group(groups, work) == work.gradient_rows
     monkeypatch.setattr(gradient_rows, "ROW_BYTES", 4 * width * 100)
-    assert gradient_rows.rows_per_group(groups) == 100
+    assert gradient_rows.rows_per_group(groups, work) == 100
     weights = sum(g.in_channels * g.out_channels for g in groups)
-    monkeypatch.setattr(gradient_rows, "ROW_WEIGHTS", gradient_rows.DIRECTIONS * weights * 70)
-    assert gradient_rows.rows_per_group(groups) == 70
+    monkeypatch.setattr(gradient_rows, "ROW_WEIGHTS", work.directions * weights * 70)
+    assert gradient_rows.rows_per_group(groups, work) == 70
     monkeypatch.setattr(gradient_rows, "ROW_BYTES", 1)
-    assert gradient_rows.rows_per_group(groups) == gradient_rows.LEAST_ROWS
+    assert gradient_rows.rows_per_group(groups, work) == gradient_rows.LEAST_ROWS

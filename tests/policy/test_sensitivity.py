@@ -5,7 +5,7 @@ import pytest
 
 from mmcompile.calib import sensitivity
 from mmcompile.calib.cost import FormatPair
-from mmcompile.calib.order import Order, channel_order
+from mmcompile.calib.order import Order, channel_order, run_bounds
 from mmcompile.calib.sensitivity import (
     Scales,
     channel_damage,
@@ -20,6 +20,7 @@ from mmcompile.formats import (
     dequantize_blocks,
     nvfp4_tensor_scale,
     quantize_blocks,
+    quantize_blocks_searched,
 )
 from mmcompile.plan import PADDING
 from tests import models
@@ -31,28 +32,33 @@ PAIRS = (*(FormatPair(name, name) for name in BLOCK_FORMATS), FormatPair("mxfp8"
 TOLERANCE = {"rtol": 2e-4, "atol": 0}
 
 
-def rounded(values, order, name, rule, tensor_scale):
-    """Rows in an order and a format, by the numpy reference."""
+def rounded(values, order, name, threshold, tensor_scale):
+    """Rows in an order and a format, by the numpy reference; searched scales without threshold."""
     real = np.where(order == PADDING, 0, values[:, np.maximum(order, 0)]).astype(np.float32)
     fmt = BLOCK_FORMATS[name]
     scale = tensor_scale if name == "nvfp4" else 1.0
-    codes, scales = quantize_blocks(real, fmt, THRESHOLDS[rule][name], scale)
+    if threshold is None:
+        codes, scales = quantize_blocks_searched(real, fmt, scale)
+    else:
+        codes, scales = quantize_blocks(real, fmt, threshold, scale)
     return dequantize_blocks(codes, scales, fmt, scale).astype(np.float64)
 
 
-def direct(case, order, pair, scales, length):
+def direct(case, order, pair, scales, bounds):
     """D[b] = mean over tokens and directions of (Σ_{j∈b} x̂_j·(gŴ)_j − x_j·(gW)_j)²."""
     (group,) = case.groups
     rows = case.samples.groups[group.name]
     weight = case.weight()
-    x_hat = rounded(rows.activations, order, pair.act, scales.rule, scales.act_tensor)
-    w_hat = rounded(weight, order, pair.weight, scales.rule, scales.weight_tensor)
-    squares = np.zeros(order.size // length)
+    limits = THRESHOLDS[scales.rule]
+    x_hat = rounded(rows.activations, order, pair.act, limits[pair.act], scales.act_tensor)
+    limit = None if scales.weights == "searched" else limits[pair.weight]
+    w_hat = rounded(weight, order, pair.weight, limit, scales.weight_tensor)
+    squares = np.zeros(len(bounds) - 1)
     for gradients in rows.gradients:
         for token, g in enumerate(gradients.astype(np.float64)):
             for run in range(squares.size):
                 change = 0.0
-                for position in range(run * length, (run + 1) * length):
+                for position in range(bounds[run], bounds[run + 1]):
                     change += x_hat[token, position] * (g @ w_hat[:, position])
                     channel = order[position]
                     if channel != PADDING:
@@ -67,29 +73,34 @@ def case(tmp_path):
     return Case(tmp_path, rows=3)
 
 
-def scales_of(case, rule="balanced"):
+def scales_of(case, rule="balanced", weights="rule"):
     (group,) = case.groups
     rows = case.samples.groups[group.name]
     return Scales(
         rule,
         nvfp4_tensor_scale(float(np.abs(rows.activations).max())),
         nvfp4_tensor_scale(float(np.abs(case.weight()).max())),
+        weights,
     )
 
 
-@pytest.mark.parametrize("rule", THRESHOLDS)
+@pytest.mark.parametrize(
+    ("rule", "weights"), [*((rule, "rule") for rule in THRESHOLDS), ("balanced", "searched")]
+)
 @pytest.mark.parametrize("order", [Order.NATURAL, Order.SORTED])
-def test_run_damage_is_its_formula(case, order, rule):
+def test_run_damage_is_its_formula(case, order, rule, weights):
     (group,) = case.groups
     rows = case.samples.groups[group.name]
-    scales = scales_of(case, rule)
-    channels = channel_order(np.abs(rows.activations).max(0).astype(float), order, 64)
+    scales = scales_of(case, rule, weights)
+    channels = channel_order(np.abs(rows.activations).max(0).astype(float), order, 32)
+    bounds = run_bounds(channels.size, 64)
+    assert bounds.tolist() == [0, 32, 96]
     formats = tuple(dict.fromkeys(pair.weight for pair in PAIRS))
     responses = responses_of(group, case.source, rows, channels, formats, scales)
-    found = run_damage(rows, responses, channels, PAIRS, scales, 64)
+    found = run_damage(rows, responses, channels, PAIRS, scales, bounds)
     assert found.shape == (2, len(PAIRS))
     for index, pair in enumerate(PAIRS):
-        expected = direct(case, channels, pair, scales, 64)
+        expected = direct(case, channels, pair, scales, bounds)
         assert (expected > 0).all()
         np.testing.assert_allclose(found[:, index], expected, **TOLERANCE)
 
@@ -102,7 +113,8 @@ def test_channel_damage_is_that_of_runs_of_one(case):
     pair = PAIRS[0]
     responses = responses_of(group, case.source, rows, order, ["mxfp4"], scales)
     found = channel_damage(rows, responses, order, pair, scales)
-    np.testing.assert_allclose(found, direct(case, order, pair, scales, 1), rtol=1e-3, atol=1e-9)
+    expected = direct(case, order, pair, scales, np.arange(order.size + 1))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-9)
 
 
 def test_padding_has_no_damage(tmp_path):

@@ -26,6 +26,11 @@ inline constexpr int kSegmentAlignment = 16;
 // Scale bytes per word.
 inline constexpr int kScaleWord = 4;
 
+// Mantissa thresholds lie between these: the lowest adds one to the exponent of every block whose
+// amax is no power of two, the highest to none.
+inline constexpr double kLowestThreshold = 1;
+inline constexpr double kHighestThreshold = 2;
+
 // The entry of a channel order that stands for a channel of zeros.
 inline constexpr std::int32_t kPadding = -1;
 
@@ -34,6 +39,7 @@ struct Segment {
   std::int64_t channels;  // multiple of kSegmentStep
   int format;             // index into kBlockFormats
   std::uint32_t carry;    // threshold_carry of an MX format
+  bool searched = false;  // the better of two scales per block instead; the carry has no effect
 
   // Bytes of a row's codes, without and with the padding behind them.
   constexpr std::int64_t code_bytes() const {

@@ -1,0 +1,125 @@
+"""Policies on models that nobody tuned them on, at the cost that MicroMix itself takes.
+
+    python -m benchmarks.untuned [--seeds 3] [--only llama bert] [--weights nearest] [--markdown]
+
+Exports of small language models with random weights and log-normal norm weights (tests/models.py),
+random ids to calibrate and others to measure; weights and ids depend on the seed. MicroMix runs
+with its published thresholds (λ 1), at granularity 32 and 128. The policy `cost` gets the
+tensor-core cost of MicroMix's plan as its budget and runs of the same length; besides, the same
+cost with half a bit per weight less. Errors are 1 − cosine of the worst output, ratios are to
+MicroMix's error; all have their weights rounded alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks import models
+from benchmarks.measure import environment, show
+from benchmarks.plans import MX_CLASSES, planned, speed_cost, with_e2m3
+from benchmarks.subjects import Subject, add_output_arguments, error_of, small
+from mmcompile.calib.cost import CLASSES, Budget
+from mmcompile.calib.effort import Weights
+from mmcompile.calib.policy import COST, MICROMIX, Policy
+from mmcompile.plan import QuantPlan
+
+NAMES = ("llama", "qwen2", "qwen3", "bert", "gpt2")
+SIZES = (32, 128)
+FEWER_BITS = 0.5
+COMPARED = ("MicroMix", "MicroMix, E2M3", "cost, MX", "cost, with NVFP4", "cost, half a bit less")
+"""What `plans` gives, in its order."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the policies made of one model.
+
+    Attributes:
+        plans: one per entry of `COMPARED`.
+        errors: of each plan.
+    """
+
+    plans: tuple[QuantPlan, ...]
+    errors: tuple[float, ...]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_output_arguments(parser)
+    parser.add_argument("--seeds", type=int, default=3, help="models of each kind")
+    parser.add_argument("--weights", type=Weights, choices=list(Weights), default=Weights.GPTQ)
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
+    arguments = parser.parse_args()
+    models.use_work_folder()
+    print(environment())
+    found: dict[tuple[str, int], list[Figures]] = {}
+    for name in arguments.only:
+        for seed in range(arguments.seeds):
+            subject = small(name, seed)
+            for size in SIZES:
+                figures = measure(subject, size, arguments.weights)
+                found.setdefault((name, size), []).append(figures)
+                errors = ", ".join(f"{error:.4f}" for error in figures.errors)
+                print(f"{name}, seed {seed}, runs of {size}: {errors}", flush=True)
+    what = f"Random weights, {arguments.seeds} seeds, weights {arguments.weights}"
+    show(
+        f"{what}: {subject.figure} of the worst output, mean",
+        ["model", "runs of", "cost", *COMPARED],
+        [_error_cells(name, size, figures) for (name, size), figures in found.items()],
+        markdown=arguments.markdown,
+    )
+    show(
+        f"{what}: error relative to MicroMix's, geometric mean (least – most)",
+        ["model", "runs of", "bits", "with half a bit less", *COMPARED[1:]],
+        [_ratio_cells(name, size, figures) for (name, size), figures in found.items()],
+        markdown=arguments.markdown,
+    )
+
+
+def measure(subject: Subject, size: int, weights: Weights) -> Figures:
+    """Errors of all policies with runs of `size` channels."""
+    compared = plans(subject, size)
+    return Figures(compared, tuple(error_of(subject, plan, weights) for plan in compared))
+
+
+def plans(subject: Subject, size: int) -> tuple[QuantPlan, ...]:
+    """MicroMix's plan and the others at its cost, as `COMPARED` names them."""
+    own = planned(subject, Policy(MICROMIX, granularity=size))
+    same = Budget(speed=speed_cost(own))
+    fewer = Budget(speed=same.speed, bits=own.mean_weight_bits() - FEWER_BITS)
+
+    def by_cost(classes: tuple[str, ...], target: Budget) -> QuantPlan:
+        return planned(subject, Policy(COST, granularity=size, classes=classes, target=target))
+
+    others = by_cost(MX_CLASSES, same), by_cost(CLASSES, same), by_cost(CLASSES, fewer)
+    return own, with_e2m3(own), *others
+
+
+def _error_cells(name: str, size: int, figures: Sequence[Figures]) -> list[str]:
+    cost = np.mean([speed_cost(entry.plans[0]) for entry in figures])
+    errors = np.mean([entry.errors for entry in figures], axis=0)
+    return [name, str(size), f"{cost:.3f}", *(f"{error:.4f}" for error in errors)]
+
+
+def _ratio_cells(name: str, size: int, figures: Sequence[Figures]) -> list[str]:
+    bits = np.mean([[plan.mean_weight_bits() for plan in entry.plans] for entry in figures], axis=0)
+    ratios = np.array([entry.errors[1:] for entry in figures])
+    ratios /= np.array([entry.errors[:1] for entry in figures])
+    middle = np.exp(np.log(ratios).mean(axis=0))
+    cells = zip(middle, ratios.min(axis=0), ratios.max(axis=0), strict=True)
+    return [
+        name,
+        str(size),
+        f"{bits[0]:.2f}",
+        f"{bits[-1]:.2f}",
+        *(f"{mean:.2f} ({least:.2f} – {most:.2f})" for mean, least, most in cells),
+    ]
+
+
+if __name__ == "__main__":
+    main()

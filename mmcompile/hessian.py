@@ -1,0 +1,95 @@
+"""The Hessian of a layer's output error, H = XᵀX, factored as error feedback needs it.
+
+For a row w of the weight and its rounded ŵ, the squared error of the layer's output over sampled
+inputs X[R, K] is (w − ŵ)·XᵀX·(w − ŵ)ᵀ, so that H = XᵀX / R is its Hessian up to a factor. With
+H = U·diag(D)·Uᵀ, U unit upper triangular, the error is Σ_k D_k·((w − ŵ)·U)_k²: term k holds the
+errors of channels 0 to k only, which is what rounding channel after channel wants (QuIP, Chee et
+al. 2023, LDLQ; theorem 6 there: the same as GPTQ, Frantar et al. 2022, which takes a Cholesky
+factor of H⁻¹ instead and so inverts it).
+
+One array of K² float32 holds H and then U in place: 4 GiB for K = 32768.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+BLOCK = 256
+"""Channels that are factored at once: large for BLAS, small beside K."""
+_STRIP = 1024
+"""Rows of H that are updated at once, so that no second array of K² is needed."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """H = U·diag(D)·Uᵀ.
+
+    Attributes:
+        upper: float32[K, K], U above its diagonal; the other entries mean nothing.
+        diagonal: float32[K], D, positive.
+    """
+
+    upper: F32
+    diagonal: F32
+
+
+def hessian(rows: F32) -> F32:
+    """XᵀX / R of rows[R, K]: float32[K, K]."""
+    product: F32 = rows.T @ rows
+    product /= np.float32(max(1, len(rows)))
+    return product
+
+
+def factorize(matrix: F32, damping: float) -> Factor | None:
+    """U and D of a symmetric matrix, which is overwritten; None where it is not definite.
+
+    Args:
+        matrix: float32[K, K], C-contiguous.
+        damping: added to the diagonal, relative to its mean over channels that are ever used:
+            what calibration did not see must not look free.
+    """
+    diagonal = matrix.diagonal()
+    used = diagonal[diagonal > 0]
+    if not used.size or not np.isfinite(diagonal).all():
+        return None
+    np.einsum("kk->k", matrix)[:] += np.float32(damping * float(used.mean(dtype=np.float64)))
+    found = np.empty(len(matrix), np.float32)
+    try:
+        for stop in range(len(matrix), 0, -BLOCK):
+            _factor_block(matrix, max(0, stop - BLOCK), stop, found)
+    except np.linalg.LinAlgError:
+        return None
+    if not (np.isfinite(found).all() and (found > 0).all()):
+        return None
+    return Factor(matrix, found)
+
+
+def _factor_block(matrix: F32, start: int, stop: int, diagonal: F32) -> None:
+    """Columns start to stop of U and D, and the update of what stands before them.
+
+    Raises:
+        numpy.linalg.LinAlgError: the block is not positive definite.
+    """
+    columns = slice(start, stop)
+    # Read backwards, U·D·Uᵀ is L·D·Lᵀ, and the upper triangle is the lower that numpy reads.
+    lower = np.linalg.cholesky(matrix[columns, columns][::-1, ::-1].astype(np.float64))
+    root = np.diag(lower)
+    upper: F64 = (lower / root)[::-1, ::-1]
+    block_diagonal = np.square(root)[::-1]
+    diagonal[columns] = block_diagonal
+    matrix[columns, columns] = upper
+    if not start:
+        return
+    solve = np.linalg.inv(upper).T / block_diagonal
+    above: F32 = matrix[:start, columns] @ solve.astype(np.float32)
+    weighted = above * diagonal[columns]
+    for first in range(0, start, _STRIP):
+        last = min(first + _STRIP, start)
+        matrix[first:last, first:start] -= weighted[first:last] @ above[first:].T
+    matrix[:start, columns] = above
