@@ -30,7 +30,7 @@ import numpy.typing as npt
 from benchmarks import models
 from benchmarks.measure import environment, show
 from mmcompile.calib.order import Order
-from mmcompile.calib.policy import Policy
+from mmcompile.calib.policy import MICROMIX, Policy
 from mmcompile.calib.split import Thresholds
 from mmcompile.calib.text import load_tokenizer
 from mmcompile.pipeline.compile import compile_model
@@ -96,7 +96,7 @@ def cases() -> Iterator[Case]:
         yield Case(name, Policy(name))
     yield from micromix_cases()
     for order in (Order.RANDOM, Order.REVERSED):
-        yield Case(f"micromix, {order} order", Policy(order=order))
+        yield Case(f"micromix, {order} order", Policy(MICROMIX, order=order))
     for rule in ("ocp", "saturation_free"):
         for name in ("mxfp8", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4", "micromix"):
             yield Case(f"{name}, {rule}", Policy(name, scale_rule=rule))
@@ -104,11 +104,11 @@ def cases() -> Iterator[Case]:
 
 def micromix_cases() -> Iterator[Case]:
     """MicroMix in its settings."""
-    yield Case("micromix (code, 128)", Policy())
-    yield Case("micromix (code, 64)", Policy(granularity=64))
-    yield Case("micromix (code, 32)", Policy(granularity=32))
-    yield Case("micromix (paper, 128)", Policy(thresholds=Thresholds.PAPER))
-    yield Case("micromix (code, λ 1.5, 32)", Policy(granularity=32, factor=1.5))
+    yield Case("micromix (code, 128)", Policy(MICROMIX))
+    yield Case("micromix (code, 64)", Policy(MICROMIX, granularity=64))
+    yield Case("micromix (code, 32)", Policy(MICROMIX, granularity=32))
+    yield Case("micromix (paper, 128)", Policy(MICROMIX, thresholds=Thresholds.PAPER))
+    yield Case("micromix (code, λ 1.5, 32)", Policy(MICROMIX, granularity=32, factor=1.5))
 
 
 def measure_minilm(arguments: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import accuracy, models
 from benchmarks.measure import show
-from mmcompile.calib.policy import Policy
+from mmcompile.calib.policy import MICROMIX, Policy
 from mmcompile.calib.split import Thresholds
 from mmcompile.passes.baselines import write_baseline
 from mmcompile.passes.find_linears import Selection
@@ -37,8 +37,8 @@ BASELINES = (
 )
 POLICIES = (
     *((f"uniform {name}", Policy(name)) for name in accuracy.UNIFORM),
-    ("MicroMix, thresholds `code`", Policy(thresholds=Thresholds.CODE)),
-    ("MicroMix, thresholds `paper`", Policy(thresholds=Thresholds.PAPER)),
+    ("MicroMix, thresholds `code`", Policy(MICROMIX, thresholds=Thresholds.CODE)),
+    ("MicroMix, thresholds `paper`", Policy(MICROMIX, thresholds=Thresholds.PAPER)),
 )
 
 
@@ -65,7 +65,7 @@ def variants(model: Path, calibration: accuracy.Feeds) -> Iterator[Variant]:
     prepared = prepare(model, Selection())
     yield Variant("float32, the original", model, 32.0, prepared.source.size_bytes)
     inputs = open_inputs(prepared, data)
-    stats, _ = calibrated(prepared, inputs.calibration, Policy().ratios, 0, Silent())
+    stats, _ = calibrated(prepared, inputs.calibration, (), 0, Silent())
     amax = {name: float(tensor.abs_max.max()) for name, tensor in stats.tensors.items()}
     folder = models.WORK / "baseline"
     for name, kind, per_channel in BASELINES:

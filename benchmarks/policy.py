@@ -116,7 +116,7 @@ def by_cost(subject: Subject, seeds: int) -> Iterator[Row]:
             yield Row(name, f"cost {cost:g}", (plan,))
             yield Row(f"{name}, E2M3", f"cost {cost:g}", (with_e2m3(plan),))
         for classes, what in ((MX_CLASSES, "MX"), (CLASSES, "with NVFP4")):
-            for size in (128, 32):
+            for size in (128, 32) if cost == TWO_BUDGETS else (128,):
                 policy = Policy(COST, granularity=size, target=Budget(speed=cost), classes=classes)
                 name = f"cost, {what}, runs of {size}"
                 yield _row(subject, name, f"cost {cost:g}", policy, seeds)

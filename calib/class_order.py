@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from mmcompile.calib.gradient_rows import GroupRows
 from mmcompile.calib.order import CHANNEL_STEP
-from mmcompile.calib.sensitivity import contributions, exact_response, mean_squares
+from mmcompile.calib.sensitivity import contributions, exact_response
 from mmcompile.calib.stats import TensorStats
 from mmcompile.graph import SourceModel
 from mmcompile.plan import PADDING, GroupPlan, Segment, format_order
@@ -29,6 +29,10 @@ IntArray = npt.NDArray[np.int32]
 
 ROW_STEP = 2
 """Every second sampled token is looked at: that tells orders apart, at half the products."""
+
+
+CLEAR = 2.0
+"""Standard errors of a mean that a difference has to exceed; chance does so once in fifty times."""
 
 
 def candidate_keys(tensor: TensorStats) -> tuple[F64, ...]:
@@ -50,8 +54,8 @@ def in_best_order(
     """A group's plan with every class in that order of its channels that does the least damage.
 
     One product [rows, N] × [N, K] per order that differs from the others, and one for the weights
-    as they are: each channel needs its own class's format only. Equal damage goes to the earlier
-    key.
+    as they are: each channel needs its own class's format only. What chance may have decided goes
+    to the first key (`clearly_least`).
 
     Args:
         group: the layers.
@@ -76,7 +80,7 @@ def in_best_order(
         )
         for found in distinct
     ]
-    best = np.argmin(damage, axis=0)
+    best = clearly_least(np.stack(damage))
     ends = np.cumsum([segment.channels for segment in plan.segments])[:-1]
     parts = [np.split(found, ends) for found in distinct]
     return _reordered(
@@ -97,17 +101,34 @@ def sorted_classes(order: IntArray, segments: Sequence[Segment], key: F64) -> In
 
 
 def class_damage(errors: F32, segments: Sequence[Segment]) -> F64:
-    """D of every segment from contributions[D, R, K_pad], in runs of one block: float64[segments].
+    """Damage of every segment per token, in runs of one block: float64[R, segments].
 
     Runs this short leave least to chance. A sum over a long run has the same mean but for the
     correlation of rounding errors in different blocks, and its square scatters more over a few
     hundred tokens than the orders differ.
+
+    Args:
+        errors: contributions[D, R, K_pad] of the channels.
+        segments: of the channels.
     """
     starts = np.arange(0, errors.shape[2], CHANNEL_STEP)
-    runs = mean_squares(np.add.reduceat(errors, starts, axis=2))
+    runs = np.square(np.add.reduceat(errors, starts, axis=2).astype(np.float64)).mean(axis=0)
     firsts = np.cumsum([0] + [segment.channels // CHANNEL_STEP for segment in segments[:-1]])
-    damage: F64 = np.add.reduceat(runs, firsts)
+    damage: F64 = np.add.reduceat(runs, firsts, axis=1)
     return damage
+
+
+def clearly_least(damage: F64) -> npt.NDArray[np.intp]:
+    """Which order each segment takes, from damage[orders, R, segments]: int[segments].
+
+    Another order than the first has to do less damage by more than `CLEAR` standard errors of the
+    mean difference over tokens: of several orders that are equally good, one always looks better.
+    """
+    difference = damage - damage[0]
+    mean = difference.mean(axis=1)
+    error = difference.std(axis=1) / np.sqrt(damage.shape[1])
+    best: npt.NDArray[np.intp] = np.argmin(np.where(mean < -CLEAR * error, mean, 0.0), axis=0)
+    return best
 
 
 def _reordered(plan: GroupPlan, order: IntArray) -> GroupPlan:

@@ -43,6 +43,6 @@ class Work:
 
 WORK = {
     Effort.FAST: Work(16, 256, 1, 0, ()),
-    Effort.BALANCED: Work(32, 512, 1, 4096, (0.05,)),
-    Effort.BEST: Work(128, 2048, 2, 16384, (0.01, 0.05, 0.25)),
+    Effort.BALANCED: Work(32, 2048, 1, 4096, (0.05,)),
+    Effort.BEST: Work(128, 4096, 2, 16384, (0.01, 0.05, 0.25)),
 }

@@ -1,8 +1,8 @@
 """Policies: from activation statistics to a `QuantPlan`.
 
+`cost`, the default, needs gradients beside the statistics and is planned in `cost_plan`.
 `micromix` is the paper's: channels sorted by magnitude, the split from the threshold shares.
-The uniform policies give every channel one format, in the model's own channel order. `cost` needs
-gradients beside the statistics and is planned in `cost_plan`.
+The uniform policies give every channel one format, in the model's own channel order.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from mmcompile.sites import SiteGroup
 COST = "cost"
 MICROMIX = "micromix"
 UNIFORM = {name: name for name in BLOCK_FORMATS} | {"mxfp6": "mxfp6_e2m3"}
-POLICIES = (MICROMIX, COST, *UNIFORM)
+POLICIES = (COST, MICROMIX, *UNIFORM)
 GRANULARITIES = (32, 64, 128)
 WEIGHT_SCALES: tuple[WeightScales, ...] = get_args(WeightScales)
 
@@ -68,7 +68,7 @@ class Policy:
         max_error: instead of a budget, the largest 1 − mean cosine similarity of any output.
     """
 
-    name: str = MICROMIX
+    name: str = COST
     thresholds: Thresholds = Thresholds.CODE
     factor: float = 1.0
     granularity: int = 128

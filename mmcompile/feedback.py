@@ -63,7 +63,7 @@ def round_with_feedback(
     """Rounds and packs rows of a weight.
 
     Args:
-        weight: float32[N, K_pad], finite, in the plan's order.
+        weight: C-contiguous float32[N, K_pad], finite, in the plan's order.
         plan: order, segments and tensor scale.
         factor: of the Hessian in the same order.
         codes: uint8[N, row_bytes], zeros; written.

@@ -40,9 +40,18 @@ class Factor:
 
 
 def hessian(rows: F32) -> F32:
-    """XᵀX / R of rows[R, K]: float32[K, K]."""
-    product: F32 = rows.T @ rows
-    product /= np.float32(max(1, len(rows)))
+    """XᵀX / R of rows[R, K]: float32[K, K] on and above the diagonal; the rest means nothing.
+
+    Strip by strip: numpy gives `rows.T @ rows` to BLAS's ssyrk, which crashes in OpenBLAS 0.3 for
+    K = 32768, and then mirrors the result, which takes longer than the product where R is small.
+    """
+    channels = rows.shape[1]
+    product = np.zeros((channels, channels), np.float32)
+    for first in range(0, channels, _STRIP):
+        last = min(first + _STRIP, channels)
+        strip = product[first:last, first:]
+        np.matmul(rows[:, first:last].T, rows[:, first:], out=strip)
+        strip /= np.float32(max(1, len(rows)))
     return product
 
 
@@ -50,7 +59,7 @@ def factorize(matrix: F32, damping: float) -> Factor | None:
     """U and D of a symmetric matrix, which is overwritten; None where it is not definite.
 
     Args:
-        matrix: float32[K, K], C-contiguous.
+        matrix: float32[K, K], C-contiguous; read on and above the diagonal.
         damping: added to the diagonal, relative to its mean over channels that are ever used:
             what calibration did not see must not look free.
     """
@@ -93,3 +102,23 @@ def _factor_block(matrix: F32, start: int, stop: int, diagonal: F32) -> None:
         last = min(first + _STRIP, start)
         matrix[first:last, first:start] -= weighted[first:last] @ above[first:].T
     matrix[:start, columns] = above
+
+
+def solve(factor: Factor, right: F32) -> None:
+    """Overwrites `right`, float32[K, M], with H⁻¹·right: two triangular solves, block by block."""
+    blocks = range(0, len(right), BLOCK)
+    for start in reversed(blocks):
+        stop = min(start + BLOCK, len(right))
+        right[start:stop] -= factor.upper[start:stop, stop:] @ right[stop:]
+        right[start:stop] = _inverse(factor, start, stop) @ right[start:stop]
+    right /= factor.diagonal[:, None]
+    for start in blocks:
+        stop = min(start + BLOCK, len(right))
+        right[start:stop] -= factor.upper[:start, start:stop].T @ right[:start]
+        right[start:stop] = _inverse(factor, start, stop).T @ right[start:stop]
+
+
+def _inverse(factor: Factor, start: int, stop: int) -> F32:
+    """The inverse of a diagonal block of U."""
+    block = np.triu(factor.upper[start:stop, start:stop].astype(np.float64), 1)
+    return np.linalg.inv(block + np.eye(stop - start)).astype(np.float32)

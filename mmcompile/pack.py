@@ -2,7 +2,8 @@
 
 One group is in memory at a time. Source weights are memory-mapped; the native module gathers,
 quantizes and packs them in one pass over their bytes. With sampled inputs at hand, weights are
-rounded with error feedback besides, and each layer keeps what errs less on inputs held back.
+corrected for the rounding of their inputs (`correction`) and rounded with error feedback
+(`feedback`) besides, and each layer keeps what errs less on inputs held back.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmcompile import _native
+from mmcompile.correction import corrected, correction
 from mmcompile.errors import UnsupportedModelError
 from mmcompile.feedback import round_with_feedback
 from mmcompile.formats import E8M0_BIAS
@@ -200,12 +202,14 @@ class _Feedback:
         if reason := self._unfit():
             return [(SiteRounding(layer.site.node, 0.0, reason), None) for layer in layers]
         trials: list[list[_Trial]] = [[] for _ in layers]
+        seen = dequantize_activations(self._inputs.seen, self._plan)
         for damping in self._inputs.dampings:
-            factor = None  # lets go of its memory before the next is made
-            factor = factorize(hessian(self._in_order(self._inputs.seen)), damping)
+            factor = gain = None  # lets go of their memory before the next are made
+            factor = factorize(hessian(seen), damping)
             if factor is not None:
+                gain = correction(factor, self._in_order(self._inputs.seen), seen)
                 for layer, found in zip(layers, trials, strict=True):
-                    found.append(self._try(layer, factor, source))
+                    found.append(self._try(layer, factor, gain, source))
         return [
             _outcome(layer.site.node, found) for layer, found in zip(layers, trials, strict=True)
         ]
@@ -219,13 +223,16 @@ class _Feedback:
             return "the sampled inputs hold NaN or infinity"
         return ""
 
-    def _try(self, layer: _Layer, factor: Factor, source: SourceModel) -> _Trial:
+    def _try(self, layer: _Layer, factor: Factor, gain: F32 | None, source: SourceModel) -> _Trial:
         """Rounds a layer's weight; its rows are replaced where that errs less."""
         codes, scales = np.zeros_like(layer.codes), np.zeros_like(layer.scales)
         before, after = np.zeros(2), np.zeros(2)
         for rows, weight in self._weights(layer.site, source):
-            round_with_feedback(weight, self._plan, factor, codes[rows], scales[:, rows])
             exact = self._exact @ weight.T
+            target = weight
+            if gain is not None:
+                target = corrected(weight, gain, self._quantized, exact)
+            round_with_feedback(target, self._plan, factor, codes[rows], scales[:, rows])
             before += self._errors(weight, exact, layer.codes[rows], layer.scales[:, rows])
             after += self._errors(weight, exact, codes[rows], scales[:, rows])
         if after[0] < before[0]:

@@ -172,7 +172,8 @@ def test_external_data_that_shrinks_during_the_run(work, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(module, "rewrite_linears", shrinking)
-    refused(work, work.compile(), 4, "model.onnx.data")
+    # Nothing runs the model between planning and packing.
+    refused(work, work.compile("--weights", "nearest"), 4, "model.onnx.data")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -316,7 +317,9 @@ def test_scripts_of_users_that_fail(work, script, word):
 
 
 def test_damaged_plans(work):
-    assert call("calibrate", work.model, "--calib", work.data).code == 0
+    # MicroMix pads K = 96 to 128 and keeps mxfp8.
+    made = call("calibrate", work.model, "--calib", work.data, "--policy", "micromix")
+    assert made.code == 0
     text = Path("plan.json").read_text()
     for bad in (
         "",

@@ -288,16 +288,18 @@ def test_errors_go_to_standard_error_with_json_too(work):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--policy", "int4"], ["--policy", "micromix"]),
+        (["--policy", "int4"], ["--policy", "cost"]),
         (["--samples", "0"], ["--samples"]),
         (["--seed", "-1"], ["--seed"]),
-        (["--lambda", "0"], ["--lambda"]),
-        (["--lambda", "nan"], ["--lambda"]),
+        (["--policy", "micromix", "--lambda", "0"], ["--lambda", "positive"]),
+        (["--policy", "micromix", "--lambda", "nan"], ["--lambda", "positive"]),
+        (["--lambda", "2"], ["--lambda", "no effect", "use --policy micromix"]),
         (["--granularity", "48"], ["--granularity"]),
         (["--fail-below", "2"], ["--fail-below"]),
         (["--fail-below", "0.5", "--no-verify"], ["--fail-below", "switched off"]),
         (["--logits", "nothing"], ["--logits", "'nothing'", "use one of y"]),
         (["--plan", "plan.json", "--policy", "mxfp8"], ["--policy", "--plan"]),
+        (["--plan", "plan.json", "--target-speed", "1.5"], ["--target-speed", "--plan"]),
         (["--bogus"], ["--bogus", "compile --help"]),
         (["another.onnx"], ["another.onnx"]),
         (["--max-length", "long"], ["--max-length"]),
@@ -325,7 +327,10 @@ def test_mistakes_of_usage(work, arguments, words):
         (["calibrate", "model.onnx"], "--calib"),
         (["calibrate", "model.onnx", "--policy", "mxfp8", "--save-stats", "s"], "--save-stats"),
         (["calibrate", "model.onnx", "--stats", "a", "--calib", "data.npz"], "--stats"),
-        (["calibrate", "model.onnx", "--stats", "a"], "a"),
+        (["calibrate", "model.onnx", "--stats", "a"], "--stats"),
+        (["calibrate", "model.onnx", "--stats", "a", "--policy", "micromix"], "a"),
+        (["calibrate", "model.onnx", "--calib", "data.npz", "--thresholds", "paper"], "--thres"),
+        (["model.onnx", "--plan", "plan.json", "--effort", "best"], "--effort"),
         (["calibrate", "model.onnx", "--calib", "data.npz", "-o", "model.onnx"], "model.onnx"),
         (["calibrate", "model.onnx", "--calib", "data.npz", "-o", "."], "."),
         (["export", "none"], "none"),
@@ -525,12 +530,13 @@ def test_names_cannot_steer_the_terminal(work):
 
 
 def test_calibrate_writes_a_plan(work):
-    options = ["--calib", work.data, "--granularity", "32"]
+    policy = ["--policy", "micromix", "--granularity", "32"]
+    options = ["--calib", work.data, *policy]
     result = call("calibrate", work.model, *options, "-o", "a.json", "--save-stats", "s.npz")
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith("wrote a.json: 2 groups, ")
     assert call(work.model, "--plan", "a.json", "--no-html").code == 0
-    again = call("calibrate", work.model, "--stats", "s.npz", "--granularity", "32", "-o", "b.json")
+    again = call("calibrate", work.model, "--stats", "s.npz", *policy, "-o", "b.json")
     assert again.code == 0
     assert Path("a.json").read_bytes() == Path("b.json").read_bytes()
     assert not list(work.folder.glob("*.partial"))

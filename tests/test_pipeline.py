@@ -243,7 +243,7 @@ def test_a_plan_of_random_numbers_stays_unfit(work):
 
 
 def test_shards_merge_to_the_plan_of_all_data_in_any_order(work):
-    options = ["--granularity", "32", "--lambda", "2"]
+    options = ["--policy", "micromix", "--granularity", "32", "--lambda", "2"]
     data = samples(12)
     for name, part in (("all", data), ("a", data[:3]), ("b", data[3:4]), ("c", data[4:])):
         np.savez(f"{name}.npz", x=part)
@@ -261,14 +261,19 @@ def test_shards_merge_to_the_plan_of_all_data_in_any_order(work):
     assert call("diff", "a.json", "merged.json").code == 1
 
 
+MICROMIX_PLAN = ("calibrate", "--policy", "micromix")
+"""The policy that needs most from statistics; a later `--policy` wins."""
+
+
 def test_merged_statistics_can_be_saved(work):
     for name, part in (("a", samples(3)), ("b", samples(3, seed=1))):
         np.savez(f"{name}.npz", x=part)
-        call("calibrate", work.model, "--calib", f"{name}.npz", "--save-stats", f"{name}.stats")
+        data = ["--calib", f"{name}.npz", "--save-stats", f"{name}.stats"]
+        assert call(*MICROMIX_PLAN, work.model, *data).code == 0
     both = ["--stats", "a.stats", "--stats", "b.stats"]
-    assert call("calibrate", work.model, *both, "--save-stats", "ab.stats").code == 0
+    assert call(*MICROMIX_PLAN, work.model, *both, "--save-stats", "ab.stats").code == 0
     first = load_plan(Path("plan.json"))
-    assert call("calibrate", work.model, "--stats", "ab.stats").code == 0
+    assert call(*MICROMIX_PLAN, work.model, "--stats", "ab.stats").code == 0
     assert load_plan(Path("plan.json")) == first
 
 
@@ -282,8 +287,8 @@ def test_merged_statistics_can_be_saved(work):
 )
 def test_statistics_that_do_not_suit(work, prepared, code):
     save = ["--calib", work.data, "--save-stats", "s.npz", "-o", "other.json"]
-    assert call("calibrate", work.model, *prepared, *save).code == 0
-    result = call("calibrate", work.model, "--stats", "s.npz")
+    assert call(*MICROMIX_PLAN, work.model, *prepared, *save).code == 0
+    result = call(*MICROMIX_PLAN, work.model, "--stats", "s.npz")
     assert result.code == 2
     assert code in result.line()
     assert not Path("plan.json").exists()
@@ -291,7 +296,7 @@ def test_statistics_that_do_not_suit(work, prepared, code):
 
 def test_damaged_statistics(work):
     Path("s.npz").write_bytes(b"nothing")
-    result = call("calibrate", work.model, "--stats", "s.npz")
+    result = call(*MICROMIX_PLAN, work.model, "--stats", "s.npz")
     assert result.code == 2
     assert "stats-unreadable" in result.line()
 
@@ -348,7 +353,8 @@ def test_what_is_random_stays_random_in_the_cache(work, calibrations):
 
 @pytest.mark.parametrize("what", ["data", "model", "lambda", "thresholds", "seed", "selection"])
 def test_anything_else_misses_the_cache(work, calibrations, what):
-    work.compile()
+    policy = ("--policy", "micromix") if what in ("lambda", "thresholds") else ()
+    work.compile(*policy)
     options = {
         "lambda": ["--lambda", "1.5"],
         "thresholds": ["--thresholds", "paper"],
@@ -361,7 +367,7 @@ def test_anything_else_misses_the_cache(work, calibrations, what):
         np.savez(work.data, x=values)
     elif what == "model":
         work.replace_weight("b1", lambda bias: bias + np.float32(0.01))
-    work.compile(*options.get(what, []))
+    work.compile(*policy, *options.get(what, []))
     assert len(calibrations) == 2
     assert not cached(work)
 
@@ -483,7 +489,8 @@ def test_a_dry_run_keeps_earlier_output(work):
 
 
 def test_a_dry_run_without_data_gives_bounds(work):
-    expected = call(work.model, "--dry-run", "--json", "--granularity", "32").json()
+    blind = [work.model, "--dry-run", "--policy", "micromix"]
+    expected = call(*blind, "--json", "--granularity", "32").json()
     by_name = {row["format"]: row for row in expected["formats"]}
     assert list(by_name) == ["mxfp4", "mxfp6_e3m2", "mxfp8"]
     assert expected["linears"] == expected["groups"] == 2
@@ -494,18 +501,43 @@ def test_a_dry_run_without_data_gives_bounds(work):
     assert by_name["mxfp8"]["weight_bits"] == pytest.approx(8 + word_bits)
     assert by_name["mxfp4"]["compute_limit"] == 8
     # MicroMix pads K to its granularity: four blocks for each row of either layer.
-    wide = call(work.model, "--dry-run", "--json", "--granularity", "128").json()["formats"]
+    wide = call(*blind, "--json", "--granularity", "128").json()["formats"]
     padded_bits = (128 * 4 + 32) * (HIDDEN + OUT) / expected["weights"]
     assert wide[0]["weight_bits"] == pytest.approx(padded_bits)
-    work.compile()
+    work.compile("--policy", "micromix")
     bounds = [by_name[name]["model_bytes"] for name in ("mxfp4", "mxfp8")]
     assert bounds[0] <= sizes(work) <= bounds[1] + SLACK
     for name in by_name:
         work.compile("--policy", name)
         assert abs(sizes(work) - by_name[name]["model_bytes"]) < SLACK
-    text = call(work.model, "--dry-run").out
+    text = call(*blind).out
     assert "split is not known without data" in text
     assert "dry run: nothing was written" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "budget"),
+    [
+        ((), "The budget is at most a mean tensor-core cost of 1.25 (FP4 1, all else 2)."),
+        (("--objective", "memory"), "The budget is at most 5 bits per weight."),
+        (
+            ("--target-speed", "1.5", "--target-bits", "5.5"),
+            "a mean tensor-core cost of 1.5 (FP4 1, all else 2) and 5.5 bits per weight.",
+        ),
+        (("--max-error", "0.01"), "Nor is the budget, which --max-error 0.01 asks to find."),
+    ],
+)
+def test_a_dry_run_of_cost_without_data_gives_bounds_and_the_budget(work, options, budget):
+    blind = [work.model, "--dry-run", *options]
+    expected = call(*blind, "--json").json()
+    assert budget in expected["note"]
+    assert expected["policy"] == "cost"
+    bounds = [row["model_bytes"] for row in expected["formats"]]
+    if "--target-speed" not in options and "--max-error" not in options:
+        work.compile(*options)
+        assert min(bounds) <= sizes(work) + SLACK
+        assert sizes(work) <= max(bounds) + SLACK
+    assert budget in " ".join(call(*blind).out.split())
 
 
 @pytest.mark.parametrize(

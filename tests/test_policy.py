@@ -209,11 +209,11 @@ def test_micromix_counts_shares_over_all_elements(thresholds, granularity, tmp_p
 def test_micromix_sorts_by_the_largest_sample_mean(tmp_path):
     """Not by the mean over all tokens: the paper takes the maximum over samples."""
     prepared = prepare(models.matmul(), tmp_path)
-    stats = stats_of(activations(), Policy().ratios)
+    stats = stats_of(activations(), Policy(MICROMIX).ratios)
     mean_abs = stats.mean_abs.copy()
     mean_abs[7] = 1e6
     stats = TensorStats(**{**vars(stats), "mean_abs": mean_abs})
-    plan = plan_group(prepared.groups[0], stats, Policy(), prepared.source)
+    plan = plan_group(prepared.groups[0], stats, Policy(MICROMIX), prepared.source)
     assert plan.channel_order()[-1] == 7
 
 
@@ -302,7 +302,7 @@ def test_plan_of_a_model(tmp_path):
     prepared = prepare(models.gemm(trans_a=True), tmp_path)
     watched = watched_tensor(prepared.groups[0])
     assert (watched.name, watched.channels, watched.transposed) == ("x", K, True)
-    policy = Policy(factor=2.0, order=Order.RANDOM, granularity=32, scale_rule="ocp")
+    policy = Policy(MICROMIX, factor=2.0, order=Order.RANDOM, granularity=32, scale_rule="ocp")
     tensors = {watched.key: stats_of(activations(), policy.ratios)}
     left = (LeftAlone("head", "output-head", "a head"),)
     for fit, note in ((True, "text"), (False, "text (unfit: random numbers)")):
@@ -335,9 +335,14 @@ def test_uniform_policy_has_no_thresholds_among_its_parameters():
 
 def test_statistics_of_other_thresholds_are_refused(tmp_path):
     prepared = prepare(models.matmul(), tmp_path)
-    stats = stats_of(activations(), Policy(factor=0.5).ratios)
+    stats = stats_of(activations(), Policy(MICROMIX, factor=0.5).ratios)
     with pytest.raises(UsageError, match="did not count it"):
-        plan_group(prepared.groups[0], stats, Policy(), prepared.source)
+        plan_group(prepared.groups[0], stats, Policy(MICROMIX), prepared.source)
+
+
+def test_the_default_is_cost():
+    assert Policy() == Policy(COST)
+    assert POLICIES[0] == COST
 
 
 @pytest.mark.parametrize(

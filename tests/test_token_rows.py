@@ -1,6 +1,7 @@
 """Sampled inputs on disk against the rows that the plain model hands out."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -65,11 +66,8 @@ def test_samples_share_the_rows(count, tmp_path):
     rows = joined(found, "r")
     assert len(rows) == 60
     for part, whole in zip(np.split(rows, len(LONG)), expected, strict=True):
-        assert set(in_any_order(part)) <= set(in_any_order(whole))
-        assert len(set(in_any_order(part))) == 5
+        assert Counter(in_any_order(part)) <= Counter(in_any_order(whole))
     assert len(joined(found, "pooled")) == len(LONG)
-    # 61 are as many as fit evenly, rounded up.
-    assert len(joined(collected(LONG, tmp_path / "." / "", rows=61), "r")) == 60 + 72
 
 
 def test_one_in_eight_rows_is_held_back_the_last_ones(tmp_path):

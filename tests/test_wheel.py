@@ -54,7 +54,8 @@ def test_wheel_holds_the_whole_package(wheel):
             relative = file.relative_to(ROOT / folder).as_posix()
             if folder != "mmcompile" or not relative.startswith(("passes/", "calib/")):
                 assert f"mmcompile/{package}{relative}" in names
-    for data in ("py.typed", "_native.pyi", "report/template.html.jinja", "report/style.css"):
+    pages = ("report/template.html.jinja", "report/analysis.html.jinja", "report/style.css")
+    for data in ("py.typed", "_native.pyi", *pages):
         assert f"mmcompile/{data}" in names
     assert any(name.startswith("mmcompile/_native.") and name.endswith(".so") for name in names)
     assert not any(name.startswith(("tests/", "plugins/", "benchmarks/")) for name in names)

@@ -87,7 +87,7 @@ analysis_options = options(
 @click.command(
     "analyze",
     cls=SectionedCommand,
-    context_settings={"default_map": {"policy": "cost", "weights": "nearest"}},
+    context_settings={"default_map": {"weights": "nearest"}},
     short_help="Show how a model's accuracy depends on formats, data and inputs.",
 )
 @click.argument("model", type=FILE)

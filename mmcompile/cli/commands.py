@@ -26,6 +26,7 @@ from mmcompile.cli.options import (
     make_verify,
     policy_options,
     refuse_beside_plan,
+    refuse_of_other_policies,
     selection_options,
     text_options,
     verbose_option,
@@ -39,7 +40,7 @@ from mmcompile.cli.options import (
 )
 @click.version_option(__version__, message="mmcompile %(version)s")
 def cli() -> None:
-    """Compiles the linear layers of an ONNX model to mixed MXFP4, MXFP6 and MXFP8.
+    """Compiles the linear layers of an ONNX model to mixed NVFP4, MXFP4, MXFP6 and MXFP8.
 
     The result is an ONNX model with the same inputs and outputs, its plan and a report. It runs in
     ONNX Runtime as it is. `mmcompile COMMAND --help` tells more about a command.
@@ -111,6 +112,7 @@ def compile_command(
 
     if values["plan"] is not None:
         refuse_beside_plan(context)
+    refuse_of_other_policies(context)
     options = CompileOptions(
         gpu=values["gpu"],
         output=values["output"],
@@ -237,20 +239,33 @@ def inspect_command(model: Path, as_json: bool, verbose: bool, **values: Any) ->
 @policy_options
 @selection_options
 @config_option
+@click.pass_context
 def calibrate_command(
-    model: Path, output: Path, stats: tuple[Path, ...], save_stats: Path | None, **values: Any
+    context: click.Context,
+    /,
+    model: Path,
+    output: Path,
+    stats: tuple[Path, ...],
+    save_stats: Path | None,
+    **values: Any,
 ) -> None:
     """Calibrate MODEL and write its plan, without compiling.
 
-    Parts of the data can be calibrated apart with --save-stats and merged with --stats.
+    Parts of the data can be calibrated apart with --save-stats and merged with --stats, but not
+    for the policy cost, which needs the data itself. A plan does not depend on how weights are
+    rounded: --weights says what --max-error is measured with.
     """
+    from mmcompile.calib.effort import Effort, Weights
     from mmcompile.pipeline.planning import make_plan_file
 
+    refuse_of_other_policies(context)
     summary = make_plan_file(
         model,
         output,
         data=make_data(values),
         policy=make_policy(values),
+        effort=Effort(values["effort"]),
+        weights=None if values["weights"] is None else Weights(values["weights"]),
         selection=make_selection(values),
         shards=stats,
         save_stats=save_stats,

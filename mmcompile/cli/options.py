@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 
-POLICIES = ("micromix", "cost", "mxfp4", "nvfp4", "mxfp6", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8")
+POLICIES = ("cost", "micromix", "mxfp4", "nvfp4", "mxfp6", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8")
 
 
 def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -79,10 +79,10 @@ policy_options = options(
         "--policy",
         type=click.Choice(POLICIES),
         metavar="NAME",
-        default="micromix",
+        default="cost",
         show_default=True,
-        help="micromix splits the channels of each layer into MXFP4, MXFP6 and MXFP8 by size; "
-        "cost chooses the formats that change the model's output least for a budget; "
+        help="cost chooses the formats that change the model's output least for a budget; "
+        "micromix is the paper's: each layer's channels split into MXFP4, MXFP6 and MXFP8 by size; "
         f"{', '.join(POLICIES[2:])} give all channels one format.",
     ),
     click.option(
@@ -141,13 +141,13 @@ policy_options = options(
         type=click.Choice(["32", "64", "128"]),
         default="128",
         show_default=True,
-        help="Channels that micromix's segments are multiples of, and of cost's runs.",
+        help="Channels of cost's runs, and that micromix's segments are multiples of.",
     ),
     click.option(
         "--order",
         type=click.Choice(["sorted", "reversed", "random", "natural"]),
         metavar="ORDER",
-        help="Channel order: sorted (micromix), natural (one format), reversed or random.",
+        help="Channel order: sorted (cost, micromix), natural (one format), reversed or random.",
     ),
     click.option(
         "--scale-rule",
@@ -254,19 +254,60 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="List every layer and node.")
 
 
+ROUNDING = ("weights", "effort")
+"""Options of section Precision that say how weights are rounded, which no plan holds."""
+OF_POLICY = {"objective": "cost", "thresholds": "micromix", "factor": "micromix"}
+"""The policy that an option with a default of its own belongs to."""
+
+
 def refuse_beside_plan(context: click.Context) -> None:
     """Refuses options of the policy on the command line beside --plan, which they cannot change.
+
+    How weights are rounded is not in a plan: that may be asked for where there is data for it.
 
     Raises:
         UsageError: there is one.
     """
     for name in SECTIONS["Precision"]:
-        if name == "plan":
-            continue
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            option = next(p.opts[0] for p in context.command.params if p.name == name)
+        if name != "plan" and name not in ROUNDING and _was_given(context, name):
             reason = "it has no effect beside --plan, which holds the decision already"
-            raise UsageError("option-beside-plan", option, reason, "leave one of the two out")
+            remedy = "leave one of the two out"
+            raise UsageError("option-beside-plan", _flag(context, name), reason, remedy)
+    if _was_given(context, "effort") and context.params["calib"] is None:
+        reason = "it has no effect beside --plan without data to round weights with"
+        raise UsageError("option-without-effect", "--effort", reason, "add --calib")
+
+
+def refuse_of_other_policies(context: click.Context) -> None:
+    """Refuses options on the command line that belong to another policy than the one in force.
+
+    Raises:
+        UsageError: there is one.
+    """
+    policy = context.params["policy"]
+    for name, owner in OF_POLICY.items():
+        if policy != owner and _was_given(context, name):
+            _refuse_without_effect(_flag(context, name), policy, owner)
+
+
+def _was_given(context: click.Context, name: str) -> bool:
+    """Whether an option stands on the command line, not in a file or by default."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _flag(context: click.Context, name: str) -> str:
+    """An option as users write it, by its Python name."""
+    return next(p.opts[0] for p in context.command.params if p.name == name)
+
+
+def _refuse_without_effect(option: str, policy: str, owner: str) -> NoReturn:
+    """Refuses an option of another policy.
+
+    Raises:
+        UsageError: always.
+    """
+    reason = f"it has no effect on --policy {policy}"
+    raise UsageError("option-without-effect", option, reason, f"use --policy {owner}")
 
 
 def make_policy(values: dict[str, Any]) -> Policy:
@@ -282,9 +323,7 @@ def make_policy(values: dict[str, Any]) -> Policy:
 
     for name in ("target_speed", "target_bits", "max_error", "classes"):
         if values[name] is not None and values["policy"] != COST:
-            option = f"--{name.replace('_', '-')}"
-            reason = f"it has no effect on --policy {values['policy']}"
-            raise UsageError("option-without-effect", option, reason, "add --policy cost")
+            _refuse_without_effect(f"--{name.replace('_', '-')}", values["policy"], COST)
     classes = CLASSES if values["classes"] is None else values["classes"].split(",")
     return Policy(
         name=values["policy"],

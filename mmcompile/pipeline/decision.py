@@ -91,6 +91,7 @@ def decide(
             )
         with watch.stage("plan"):
             if options.policy.name == COST:
+                assert inputs.calibration is not None  # as `calibrated` has refused
                 plan = plan_by_cost(
                     prepared,
                     inputs.calibration,

@@ -74,9 +74,6 @@ def forecast(model: Path, options: CompileOptions) -> Forecast:
     policy = options.policy
     names = _formats(policy)
     base = _padded(plan_without_data(prepared, Policy("mxfp8")), policy.channel_multiple)
-    note = "The order and the tensor scales are not known without data (--calib); the size is."
-    if policy.name not in UNIFORM:
-        note = "The split is not known without data (--calib); the size lies between these."
     return Forecast(
         model=str(model),
         target=target.name,
@@ -87,7 +84,7 @@ def forecast(model: Path, options: CompileOptions) -> Forecast:
         weights=sum(group.in_channels * group.out_channels for group in prepared.groups),
         formats=tuple(_in_one_format(prepared, base, name, target) for name in names),
         left_alone=prepared.left_alone,
-        note=note,
+        note=_note(policy),
     )
 
 
@@ -96,6 +93,23 @@ def _formats(policy: Policy) -> tuple[str, ...]:
     if policy.name in UNIFORM:
         return (UNIFORM[policy.name],)
     return policy.classes if policy.name == COST else _MICROMIX_FORMATS
+
+
+def _note(policy: Policy) -> str:
+    """What is not known without data, and what is all the same."""
+    if policy.name in UNIFORM:
+        return "The order and the tensor scales are not known without data (--calib); the size is."
+    note = "The split is not known without data (--calib); the size lies between these."
+    if policy.name != COST:
+        return note
+    if policy.max_error is not None:
+        return f"{note} Nor is the budget, which --max-error {policy.max_error:g} asks to find."
+    limits = []
+    if policy.budget.speed is not None:
+        limits.append(f"a mean tensor-core cost of {policy.budget.speed:g} (FP4 1, all else 2)")
+    if policy.budget.bits is not None:
+        limits.append(f"{policy.budget.bits:g} bits per weight")
+    return f"{note} The budget is at most {' and '.join(limits)}."
 
 
 def model_bytes(prepared: Prepared, decided: Sequence[tuple[SiteGroup, GroupPlan]]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmcompile.calib.collect import ROW_LIMIT
 from mmcompile.calib.data import CalibrationData
+from mmcompile.calib.effort import Effort, Weights
 from mmcompile.calib.policy import COST, Policy, make_plan, watched_tensor
 from mmcompile.calib.stats import ActivationStats, merge
 from mmcompile.errors import UsageError
@@ -16,9 +17,10 @@ from mmcompile.pipeline.calibrate import calibrated, open_inputs
 from mmcompile.pipeline.files import check_target, write_text
 from mmcompile.pipeline.options import DataOptions
 from mmcompile.pipeline.prepare import Prepared, prepare
-from mmcompile.pipeline.sense import plan_by_cost, refuse_shards
+from mmcompile.pipeline.sense import plan_by_cost
 from mmcompile.pipeline.uncalibrated import decides_without_data, plan_without_data
-from mmcompile.plan import dump_plan
+from mmcompile.pipeline.weights import WeightInputs, weights_in_force
+from mmcompile.plan import QuantPlan, dump_plan
 from mmcompile.progress import Progress
 
 
@@ -28,6 +30,8 @@ def make_plan_file(
     *,
     data: DataOptions,
     policy: Policy,
+    effort: Effort = Effort.BALANCED,
+    weights: Weights | None = None,
     selection: Selection,
     shards: tuple[Path, ...],
     save_stats: Path | None,
@@ -40,14 +44,15 @@ def make_plan_file(
         output: the plan to write; not one of the files that are read.
         data: calibration data; not needed with `shards`. All of it is used: nothing is held back.
         policy: how precision is assigned.
+        effort: how much computing planning may take.
+        weights: how weights are rounded in what a largest error is measured with; None is what
+            compiling does by default.
         selection: which linears to take.
         shards: statistics to merge instead of calibrating.
         save_stats: where to write the statistics, or None.
         progress: told how far calibration is.
     """
-    _check_sources(data, shards, save_stats)
-    if policy.name == COST and shards:
-        refuse_shards()
+    _check_sources(data, policy, shards, save_stats)
     prepared = prepare(model, selection)
     for target in (output, save_stats):
         if target is not None:
@@ -55,7 +60,10 @@ def make_plan_file(
     if shards or data.calibration is not None or not decides_without_data(policy):
         stats, seen = _statistics(prepared, data, policy, shards, progress)
         if policy.name == COST:
-            plan = plan_by_cost(prepared, seen, stats, policy, data.seed, progress)
+            assert seen is not None  # as statistics alone are refused
+            plan = _planned_by_cost(
+                prepared, seen, stats, policy, data.seed, progress, effort, weights
+            )
         else:
             plan = make_plan(prepared.groups, stats, policy, prepared.source, prepared.left_alone)
         if save_stats is not None:
@@ -68,8 +76,26 @@ def make_plan_file(
     return f"wrote {output}: {len(plan.groups)} groups, {bits:.2f} bits per weight on average"
 
 
-def _check_sources(data: DataOptions, shards: tuple[Path, ...], save_stats: Path | None) -> None:
-    """Refuses sources of statistics that contradict each other."""
+def _planned_by_cost(
+    prepared: Prepared,
+    data: CalibrationData,
+    stats: ActivationStats,
+    policy: Policy,
+    seed: int,
+    progress: Progress,
+    effort: Effort,
+    weights: Weights | None,
+) -> QuantPlan:
+    """The plan of the policy `cost`; only a largest error asks how weights are rounded."""
+    method, _ = weights_in_force(weights, effort, policy.name, data)
+    with WeightInputs(prepared, data, method, effort, seed, progress) as sampled:
+        return plan_by_cost(prepared, data, stats, policy, seed, progress, effort, sampled)
+
+
+def _check_sources(
+    data: DataOptions, policy: Policy, shards: tuple[Path, ...], save_stats: Path | None
+) -> None:
+    """Refuses sources of statistics that contradict each other, or that the policy cannot use."""
     if shards and data.calibration is not None:
         reason = "statistics and data were both given"
         remedy = "save the data's statistics with --save-stats first, then merge all with --stats"
@@ -77,6 +103,14 @@ def _check_sources(data: DataOptions, shards: tuple[Path, ...], save_stats: Path
     if save_stats is not None and not shards and data.calibration is None:
         reason = "there is no data to take statistics from"
         raise UsageError("no-calibration-data", "--save-stats", reason, "give --calib, too")
+    if policy.name == COST and shards:
+        reason = "the policy cost needs gradients, which saved statistics do not hold"
+        remedy = "give --calib instead of --stats, or add --policy micromix"
+        raise UsageError("no-calibration-data", "--stats", reason, remedy)
+    if policy.name == COST and save_stats is not None:
+        reason = "the policy cost cannot plan from saved statistics: they hold no gradients"
+        remedy = "leave it out, or add the policy to merge them for, such as --policy micromix"
+        raise UsageError("option-without-effect", "--save-stats", reason, remedy)
 
 
 def _statistics(

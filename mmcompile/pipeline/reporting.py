@@ -17,6 +17,7 @@ import onnx
 
 from mmcompile import __version__
 from mmcompile.build.bundle import polygraphy_lines
+from mmcompile.calib.effort import Weights
 from mmcompile.calib.stats import TensorStats
 from mmcompile.output import MODEL_FILE
 from mmcompile.packed import SiteRounding
@@ -126,7 +127,7 @@ def build_report(
             StageTime(name=name, seconds=value) for name, value in outcome.seconds.items()
         ),
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        reproduce=_reproduce(prepared, options, outcome.delivery),
+        reproduce=_reproduce(prepared, options, outcome),
     )
 
 
@@ -246,18 +247,18 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
-def _reproduce(
-    prepared: Prepared, options: CompileOptions, delivery: Delivery | None
-) -> tuple[str, ...]:
+def _reproduce(prepared: Prepared, options: CompileOptions, outcome: Outcome) -> tuple[str, ...]:
+    """Commands that repeat the run; of error feedback only the whole run, as it needs the data."""
     compiled, plan, original = (
         shlex.quote(str(path))
         for path in (options.output / MODEL_FILE, options.output / PLAN_FILE, prepared.source.path)
     )
     lines = [_text(options.command)] if options.command else []
-    lines.append(f"mmcompile {original} --gpu {options.gpu} --plan {plan} -o OTHER")
+    if outcome.weights[0] != Weights.GPTQ:
+        lines.append(f"mmcompile {original} --gpu {options.gpu} --plan {plan} -o OTHER")
     lines += polygraphy_lines(original, compiled)
-    if delivery is not None:
-        lines.append(_text(delivery.finish))
+    if outcome.delivery is not None:
+        lines.append(_text(outcome.delivery.finish))
     return tuple(lines)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import NoReturn
 
 import msgspec
 
@@ -17,7 +16,6 @@ from mmcompile.calib.effort import WORK, Effort
 from mmcompile.calib.gradient_rows import GradientSamples, collect_rows
 from mmcompile.calib.policy import Policy
 from mmcompile.calib.stats import ActivationStats
-from mmcompile.errors import UsageError
 from mmcompile.pipeline.prepare import Prepared, input_specs
 from mmcompile.pipeline.search import smallest_within
 from mmcompile.pipeline.weights import InputsOf, no_inputs
@@ -27,7 +25,7 @@ from mmcompile.progress import Progress
 
 def plan_by_cost(
     prepared: Prepared,
-    data: CalibrationData | None,
+    data: CalibrationData,
     stats: ActivationStats,
     policy: Policy,
     seed: int,
@@ -48,8 +46,7 @@ def plan_by_cost(
         inputs_of: sampled inputs for error feedback, which `max_error` is measured with.
 
     Raises:
-        UsageError: there is no data, no choice of formats meets the budget, or none the largest
-            error allowed.
+        UsageError: no choice of formats meets the budget, or none the largest error allowed.
     """
     samples = sensed(prepared, data, stats.samples, seed, progress, effort)
     damage = measure_damage(prepared.groups, stats, samples, policy, prepared.source, progress)
@@ -62,7 +59,6 @@ def plan_by_cost(
 
     if policy.max_error is None:
         return planned(policy.target)
-    assert data is not None  # as `sensed` has refused
     plan = smallest_within(
         prepared, data, planned, policy.objective, policy.max_error, progress, inputs_of
     )
@@ -70,20 +66,9 @@ def plan_by_cost(
     return msgspec.structs.replace(plan, parameters=parameters)
 
 
-def refuse_shards() -> NoReturn:
-    """Refuses statistics in place of data.
-
-    Raises:
-        UsageError: always.
-    """
-    reason = "the policy cost needs gradients, which saved statistics do not hold"
-    remedy = "give --calib instead of --stats, or another --policy"
-    raise UsageError("no-calibration-data", "--policy cost", reason, remedy)
-
-
 def sensed(
     prepared: Prepared,
-    data: CalibrationData | None,
+    data: CalibrationData,
     samples: int,
     seed: int,
     progress: Progress,
@@ -98,12 +83,7 @@ def sensed(
         seed: of the choice of rows and directions.
         progress: told after every sample.
         effort: how many rows and directions are taken.
-
-    Raises:
-        UsageError: there is no data.
     """
-    if data is None:
-        refuse_shards()
     if not prepared.groups:
         return GradientSamples({}, {})
     work = WORK[effort]

@@ -76,7 +76,7 @@ def test_compiling_by_cost(work):
 def test_better_than_micromix_at_its_cost(work):
     """The reason for the policy: on unseen inputs, at no more tensor-core cost."""
     x = samples(20, seed=5)
-    work.compile()
+    work.compile("--policy", "micromix")
     theirs, split = error(work, x), plan_of(work)
     weights = [
         (sum(group["out_channels"]) * segment["channels"], segment["weight_format"] == "mxfp4")
@@ -84,7 +84,7 @@ def test_better_than_micromix_at_its_cost(work):
         for segment in group["segments"]
     ]
     cost = sum(size * (1 if four else 2) for size, four in weights) / sum(s for s, _ in weights)
-    work.compile("--policy", "cost", "--target-speed", repr(cost), "--classes", MICROMIX_CLASSES)
+    work.compile("--target-speed", repr(cost), "--classes", MICROMIX_CLASSES)
     assert error(work, x) < theirs
 
 
@@ -161,7 +161,7 @@ def test_without_data_a_dry_run_gives_the_formats(work):
     ("options", "code", "option"),
     [
         (("--policy", "cost", "--max-error", "0"), "bad-max-error", "--max-error"),
-        (("--max-error", "0.1"), "option-without-effect", "--max-error"),
+        (("--policy", "micromix", "--max-error", "0.1"), "option-without-effect", "--max-error"),
         (
             ("--policy", "cost", "--max-error", "0.1", "--target-speed", "1.5"),
             "two-budgets",
@@ -174,8 +174,16 @@ def test_without_data_a_dry_run_gives_the_formats(work):
         (("--policy", "cost", "--classes", ""), "unknown-choice", "--classes"),
         (("--policy", "cost", "--classes", "mxfp8,mxfp8"), "bad-classes", "--classes"),
         (("--policy", "mxfp8", "--target-bits", "5"), "option-without-effect", "--target-bits"),
-        (("--target-speed", "1.5"), "option-without-effect", "--target-speed"),
-        (("--classes", "mxfp8"), "option-without-effect", "--classes"),
+        (
+            ("--policy", "micromix", "--target-speed", "1.5"),
+            "option-without-effect",
+            "--target-speed",
+        ),
+        (("--policy", "nvfp4", "--classes", "mxfp8"), "option-without-effect", "--classes"),
+        (("--policy", "mxfp4", "--objective", "decode"), "option-without-effect", "--objective"),
+        (("--thresholds", "paper"), "option-without-effect", "--thresholds"),
+        (("--policy", "mxfp6", "--lambda", "2"), "option-without-effect", "--lambda"),
+        (("--classes", "mxfp8"), "budget-too-small", "--target-speed"),
     ],
 )
 def test_refusals_are_one_line(work, options, code, option):
@@ -187,11 +195,19 @@ def test_refusals_are_one_line(work, options, code, option):
 
 
 def test_saved_statistics_hold_no_gradients(work):
-    assert call("calibrate", work.model, "--calib", work.data, "--save-stats", "s.npz").code == 0
-    result = call("calibrate", work.model, "--stats", "s.npz", "--policy", "cost", "-o", "p.json")
+    save = ["calibrate", work.model, "--calib", work.data, "--save-stats", "s.npz"]
+    refused = call(*save)
+    assert refused.code == 2
+    assert "--save-stats: " in refused.line()
+    assert "--policy micromix" in refused.line()
+    assert not (work.folder / "s.npz").exists()
+    assert call(*save, "--policy", "micromix").code == 0
+    result = call("calibrate", work.model, "--stats", "s.npz", "-o", "p.json")
     assert result.code == 2
-    assert "--policy cost: " in result.line()
+    assert "--stats: " in result.line()
     assert "--calib instead of --stats" in result.line()
+    assert "--policy micromix" in result.line()
+    assert not (work.folder / "p.json").exists()
 
 
 def test_budgets_beside_a_plan_are_refused(work):
