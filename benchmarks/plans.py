@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterable, Iterator
 
 import msgspec
 import numpy as np
 
 from benchmarks.subjects import Subject, stats
-from mmcompile.calib.cost import CLASSES, NVFP4, FormatPair
+from mmcompile.calib import cost_plan
+from mmcompile.calib.cost import CLASSES, NO_BUDGET, NVFP4, FormatPair
+from mmcompile.calib.cost_plan import GroupDamage, plan_cost
+from mmcompile.calib.gradient_rows import GradientSamples
 from mmcompile.calib.policy import COST, MICROMIX, Policy, make_plan
-from mmcompile.pipeline.sense import plan_by_cost
+from mmcompile.pipeline import sense
 from mmcompile.plan import QuantPlan
 from mmcompile.progress import Silent
 
@@ -23,8 +28,29 @@ def planned(subject: Subject, policy: Policy, seed: int = 0) -> QuantPlan:
     """The plan of a model under a policy; the seed chooses rows and directions of `cost`."""
     prepared, found = subject.prepared, stats(subject, policy.ratios)
     if policy.name == COST:
-        return plan_by_cost(prepared, subject.data, found, policy, seed, Silent())
+        samples, damage = _measured(subject, dataclasses.replace(policy, target=NO_BUDGET), seed)
+        return plan_cost(
+            prepared.groups, found, samples, damage, policy, prepared.source, prepared.left_alone
+        )
     return make_plan(prepared.groups, found, policy, prepared.source, prepared.left_alone)
+
+
+def forget() -> None:
+    """Measures damage anew from here on: the compiler has been changed."""
+    _measured.cache_clear()
+
+
+@functools.lru_cache(maxsize=16)
+def _measured(
+    subject: Subject, policy: Policy, seed: int
+) -> tuple[GradientSamples, tuple[GroupDamage, ...]]:
+    """Gradients, and the damage that all budgets of a policy share."""
+    prepared, found = subject.prepared, stats(subject, policy.ratios)
+    samples = sense.sensed(prepared, subject.data, found.samples, seed, Silent())
+    damage = cost_plan.measure_damage(
+        prepared.groups, found, samples, policy, prepared.source, Silent()
+    )
+    return samples, damage
 
 
 def micromix(subject: Subject, granularity: int) -> Iterator[QuantPlan]:

@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from benchmarks.plans import (
     speed_cost,
     with_e2m3,
 )
-from benchmarks.subjects import Subject, add_arguments, babyllama, both_errors, minilm, stats
+from benchmarks.subjects import Subject, add_arguments, babyllama, both_errors, minilm
 from mmcompile.calib.cost import CLASSES, Budget, FormatPair, Objective
 from mmcompile.calib.policy import COST, MICROMIX, UNIFORM, Policy
 from mmcompile.plan import QuantPlan
@@ -55,7 +54,6 @@ class Row:
     name: str
     asked: str
     plans: tuple[QuantPlan, ...]
-    seconds: float = 0.0
 
 
 def main() -> None:
@@ -63,13 +61,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
     parser.add_argument("--babyllama", type=Path, help="folder of examples/babyllama/export.py")
+    parser.add_argument("--costs", type=float, nargs="*", default=COSTS, help="to compare at")
     parser.add_argument("--seeds", type=int, default=1, help="plans of cost to average over")
     parser.add_argument("--only", choices=["minilm", "babyllama"])
     arguments = parser.parse_args()
     models.use_work_folder()
     print(environment())
     for subject in subjects(arguments):
-        measure(subject, arguments.seeds, arguments.markdown)
+        measure(subject, arguments.costs, arguments.seeds, arguments.markdown)
 
 
 def subjects(arguments: argparse.Namespace) -> Iterator[Subject]:
@@ -84,10 +83,10 @@ def subjects(arguments: argparse.Namespace) -> Iterator[Subject]:
             yield babyllama(folder)
 
 
-def measure(subject: Subject, seeds: int, markdown: bool) -> None:
+def measure(subject: Subject, costs: Sequence[float], seeds: int, markdown: bool) -> None:
     """Prints the table of a model."""
     lines = []
-    rows = (by_cost(subject, seeds), at_micromix(subject, seeds), uniform(subject))
+    rows = (by_cost(subject, costs, seeds), at_micromix(subject, seeds), uniform(subject))
     for row in itertools.chain(*rows, by_bits(subject, seeds)):
         errors = np.mean([both_errors(subject, plan) for plan in row.plans], axis=0)
         lines.append(
@@ -97,19 +96,18 @@ def measure(subject: Subject, seeds: int, markdown: bool) -> None:
                 f"{np.mean([speed_cost(plan) for plan in row.plans]):.3f}",
                 f"{np.mean([plan.mean_weight_bits() for plan in row.plans]):.2f}",
                 *(f"{error:.4f}" for error in errors),
-                f"{row.seconds:.1f}",
             ]
         )
         print(*lines[-1], flush=True)
     figure = subject.figure
-    columns = ["policy", "asked", "cost", "bits", f"{figure}, nearest", "GPTQ", "planned in s"]
+    columns = ["policy", "asked", "cost", "bits", f"{figure}, nearest", "GPTQ"]
     show(subject.title, columns, lines, markdown=markdown)
 
 
-def by_cost(subject: Subject, seeds: int) -> Iterator[Row]:
+def by_cost(subject: Subject, costs: Sequence[float], seeds: int) -> Iterator[Row]:
     """All policies at the same tensor-core costs."""
     swept = {size: list(micromix(subject, size)) for size in (128, 32)}
-    for cost in COSTS:
+    for cost in costs:
         for size, plans in swept.items():
             plan = closest(plans, cost)
             name = f"micromix, λ {plan.parameters['lambda']:.3g}, runs of {size}"
@@ -156,13 +154,8 @@ def uniform(subject: Subject) -> Iterator[Row]:
 
 
 def _row(subject: Subject, name: str, asked: str, policy: Policy, seeds: int) -> Row:
-    """Plans and the seconds that the first took, calibration statistics being at hand."""
-    stats(subject, policy.ratios)
-    start = time.perf_counter()
-    plan = planned(subject, policy)
-    seconds = time.perf_counter() - start
-    others = [planned(subject, policy, seed) for seed in range(1, seeds)]
-    return Row(name, asked, (plan, *others), seconds)
+    """The plans of a policy."""
+    return Row(name, asked, tuple(planned(subject, policy, seed) for seed in range(seeds)))
 
 
 if __name__ == "__main__":

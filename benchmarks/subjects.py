@@ -33,7 +33,7 @@ SMALL_SAMPLES, SMALL_TOKENS = 16, 64
 """Random inputs of a small model, to calibrate and as many others to measure."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """A model with the inputs that it is calibrated and measured on.
 
