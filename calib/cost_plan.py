@@ -27,6 +27,7 @@ from mmcompile.calib.policy import Policy, watched_tensor
 from mmcompile.calib.sensitivity import (
     Scales,
     channel_damage,
+    exact_response,
     output_energy,
     responses_of,
     run_damage,
@@ -294,7 +295,8 @@ def _group_damage(
     scales = _scales(policy, tensor.abs_max, largest)
     by_size = channel_order(tensor.abs_max.astype(np.float64), Order.SORTED, CHANNEL_STEP)
     cheapest = pairs[0]
-    responses = responses_of(group, source, rows, by_size, [cheapest.weight], scales)
+    exact = exact_response(group, source, rows)
+    responses = responses_of(group, source, rows, exact, by_size, [cheapest.weight], scales)
     harm = np.zeros(group.in_channels)
     real = by_size != PADDING
     alone = channel_damage(rows, responses, by_size, cheapest, scales)
@@ -302,7 +304,7 @@ def _group_damage(
     order = channel_order(harm, policy.channel_order, CHANNEL_STEP)
     bounds = run_bounds(order.size, policy.granularity)
     weights = tuple(dict.fromkeys(pair.weight for pair in pairs))
-    responses = responses_of(group, source, rows, order, weights, scales)
+    responses = responses_of(group, source, rows, exact, order, weights, scales)
     damage = run_damage(rows, responses, order, pairs, scales, bounds)
     return order, bounds, _finite(damage), largest
 

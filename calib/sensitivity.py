@@ -80,7 +80,8 @@ def channel_damage(
 ) -> F64:
     """Damage of every channel alone: D for runs of one channel, float64[K_pad]."""
     quantized = _quantized_activations(rows, order, pair.act, scales)
-    return _contribution_squares(rows, responses, order, pair, quantized, None)
+    wanted = _exact_contributions(rows, responses, order)
+    return _squared_errors(quantized, responses.quantized[pair.weight], wanted, None)
 
 
 def run_damage(
@@ -93,12 +94,13 @@ def run_damage(
 ) -> F64:
     """D of every run and pair, float64[runs, pairs]; `bounds` are those of `order.run_bounds`."""
     damage = np.empty((len(bounds) - 1, len(pairs)))
+    wanted = _exact_contributions(rows, responses, order)
     for act in dict.fromkeys(pair.act for pair in pairs):
         quantized = _quantized_activations(rows, order, act, scales)
         for index, pair in enumerate(pairs):
             if pair.act == act:
-                found = _contribution_squares(rows, responses, order, pair, quantized, bounds)
-                damage[:, index] = found
+                changed = responses.quantized[pair.weight]
+                damage[:, index] = _squared_errors(quantized, changed, wanted, bounds)
     return damage
 
 
@@ -106,11 +108,12 @@ def responses_of(
     group: SiteGroup,
     source: SourceModel,
     rows: GroupRows,
+    exact: F32,
     order: IntArray,
     formats: Sequence[str],
     scales: Scales,
 ) -> Responses:
-    """g·W for the weight as it is and in the given formats.
+    """g·W for the weight as it is and in the given formats, in a channel order.
 
     Weights are read, ordered and quantized in blocks of rows: beside the result, about
     `WEIGHT_BLOCK` numbers are in memory at a time.
@@ -119,22 +122,21 @@ def responses_of(
         group: the layers.
         source: where the weights lie.
         rows: the sampled tokens.
+        exact: `exact_response` of the same.
         order: int32[K_pad].
         formats: names of the weight formats, without repetition.
         scales: how block scales are found.
     """
     shape = (*rows.gradients.shape[:2], order.size)
-    exact = np.zeros(shape, np.float32)
     quantized = {name: np.zeros(shape, np.float32) for name in formats}
     for start, weight in weight_rows(group, source):
         gradient = rows.gradients[:, :, start : start + len(weight)]
-        exact += gradient @ in_order(weight, order)
         for name in formats:
             rounded = quantized_rows(
                 weight, order, name, scales.weight_threshold(name), scales.weight_tensor
             )
             quantized[name] += gradient @ rounded
-    return Responses(exact, quantized)
+    return Responses(in_order(exact, order), quantized)
 
 
 def exact_response(group: SiteGroup, source: SourceModel, rows: GroupRows) -> F32:
@@ -181,16 +183,20 @@ def quantized_rows(
 
 
 def in_order(values: F32, order: IntArray) -> F32:
-    """Rows[R, K] with their channels ordered: float32[R, K_pad], zeros where padding is."""
-    return np.where(order == PADDING, np.float32(0), values[:, np.maximum(order, 0)])
+    """Values[…, K] with their channels ordered: float32[…, K_pad], zeros where padding is."""
+    ordered = np.take(values, np.maximum(order, 0), axis=-1)
+    ordered[..., order == PADDING] = 0
+    return ordered
 
 
 def weight_amax(group: SiteGroup, source: SourceModel) -> F32:
     """Largest finite |w| per input channel over all layers of a group, float32[K]."""
     largest = np.zeros(group.in_channels, np.float32)
     for _, weight in weight_rows(group, source):
-        finite = np.where(np.isfinite(weight), np.abs(weight), np.float32(0))
-        np.maximum(largest, finite.max(axis=0, initial=0), out=largest)
+        peak = np.maximum(weight.max(axis=0), -weight.min(axis=0))
+        if not np.isfinite(peak).all():
+            peak = np.where(np.isfinite(weight), np.abs(weight), np.float32(0)).max(axis=0)
+        np.maximum(largest, peak, out=largest)
     return largest
 
 
@@ -204,15 +210,17 @@ def output_energy(group: SiteGroup, source: SourceModel, activations: F32) -> fl
 
 
 def weight_rows(group: SiteGroup, source: SourceModel) -> Iterator[tuple[int, F32]]:
-    """The weights of a group as float32[rows, K], block by block, and each block's first row."""
+    """The weights of a group as float32[rows, K], block by block, and each block's first row.
+
+    Blocks of weights that are stored [K, N] are transposed views.
+    """
     step = max(1, WEIGHT_BLOCK // group.in_channels)
     start = 0
     for site in group.sites:
         weight = site.read_weight(source)
         rows = weight.T if site.channels_first else weight
         for first in range(0, site.out_channels, step):
-            block = np.ascontiguousarray(rows[first : first + step], np.float32)
-            yield start + first, block
+            yield start + first, np.asarray(rows[first : first + step], np.float32)
         start += site.out_channels
 
 
@@ -222,21 +230,26 @@ def _quantized_activations(rows: GroupRows, order: IntArray, fmt: str, scales: S
     return quantized_rows(rows.activations, order, fmt, threshold, scales.act_tensor)
 
 
-def _contribution_squares(
-    rows: GroupRows,
-    responses: Responses,
-    order: IntArray,
-    pair: FormatPair,
-    quantized: F32,
-    bounds: Bounds | None,
-) -> F64:
-    """Mean over tokens and directions of the squared contribution of every run, or channel."""
-    exact = in_order(rows.activations, order)
-    total = np.zeros(order.size if bounds is None else len(bounds) - 1)
-    for changed, unchanged in zip(responses.quantized[pair.weight], responses.exact, strict=True):
-        error = quantized * changed
-        error -= exact * unchanged
+def _exact_contributions(rows: GroupRows, responses: Responses, order: IntArray) -> F32:
+    """x_j·(gW)_j: float32[D, R, K_pad]."""
+    found: F32 = responses.exact * in_order(rows.activations, order)
+    return found
+
+
+def _squared_errors(quantized: F32, changed: F32, wanted: F32, bounds: Bounds | None) -> F64:
+    """Mean over tokens and directions of the squared error of every run, or channel.
+
+    Args:
+        quantized: x̂, float32[R, K_pad].
+        changed: gŴ, float32[D, R, K_pad].
+        wanted: x_j·(gW)_j, likewise.
+        bounds: of the runs; None takes every channel alone.
+    """
+    total = np.zeros(quantized.shape[1] if bounds is None else len(bounds) - 1)
+    for direction, exact in zip(changed, wanted, strict=True):
+        error = quantized * direction
+        error -= exact
         sums = error if bounds is None else np.add.reduceat(error, bounds[:-1], axis=1)
         total += np.einsum("rb,rb->b", sums, sums, dtype=np.float64)
-    total /= max(1, responses.exact.shape[0] * responses.exact.shape[1])
+    total /= max(1, changed.shape[0] * changed.shape[1])
     return total
