@@ -92,7 +92,7 @@ OF_THE_PLAN = (
     ),
     Step(
         "classes sorted by max abs x only",
-        _exchanged(cost_plan, "candidate_keys", lambda t: class_order.candidate_keys(t)[:1]),
+        _exchanged(cost_plan, "candidate_keys", lambda t, _: class_order.candidate_keys(t, 2)[:1]),
     ),
     Step("orders chosen by any difference", _exchanged(class_order, "CLEAR", 0.0)),
     Step(

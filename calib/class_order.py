@@ -35,13 +35,15 @@ CLEAR = 2.0
 """Standard errors of a mean that a difference has to exceed; chance does so once in fifty times."""
 
 
-def candidate_keys(tensor: TensorStats) -> tuple[F64, ...]:
-    """What classes may be sorted by, float64[K] each: max |x|, mean |x|, the natural order."""
-    return (
-        tensor.abs_max.astype(np.float64),
-        tensor.mean_abs.astype(np.float64),
-        np.arange(len(tensor.abs_max), dtype=np.float64),
-    )
+def candidate_keys(tensor: TensorStats, classes: int) -> tuple[F64, ...]:
+    """What classes may be sorted by, float64[K] each: max |x|, mean |x|, the natural order.
+
+    A layer of one class comes out as under the policy of that format, in the natural order, unless
+    another is clearly better.
+    """
+    natural = np.arange(len(tensor.abs_max), dtype=np.float64)
+    sizes = tensor.abs_max.astype(np.float64), tensor.mean_abs.astype(np.float64)
+    return (natural, *sizes) if classes == 1 else (*sizes, natural)
 
 
 def in_best_order(

@@ -383,7 +383,7 @@ def _in_best_order(
     if rows is None:
         # The scale of these rows is nothing to a comparison of orders.
         rows = synthetic_rows(group, tensor, source, response=1.0)
-    return in_best_order(group, plan, candidate_keys(tensor), source, rows)
+    return in_best_order(group, plan, candidate_keys(tensor, len(plan.segments)), source, rows)
 
 
 def classed_order(found: GroupDamage, choice: Choice, pairs: int) -> tuple[IntArray, list[int]]:

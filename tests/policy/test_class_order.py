@@ -79,7 +79,9 @@ def test_chance_decides_no_order():
 def test_every_class_has_the_best_of_the_orders(options, tmp_path):
     case = Case(tmp_path, seed=1)
     for index, plan in enumerate(planned(case, **options).groups):
-        keys = candidate_keys(case.stats.tensors[watched_tensor(case.groups[index]).key])
+        keys = candidate_keys(
+            case.stats.tensors[watched_tensor(case.groups[index]).key], len(plan.segments)
+        )
         assert len(keys) == 3
         others = [in_order_of(plan, key) for key in keys]
         damage = np.array([block_damage(case, index, other) for other in others])
@@ -125,7 +127,7 @@ def test_equal_damage_goes_to_the_first_order(tmp_path):
     rows = GroupRows(x, gradients)
     case.samples = GradientSamples({group.name: rows}, {})
     (plan,) = planned(case, classes=("mxfp4", "mxfp8"), target=Budget(speed=1)).groups
-    keys = candidate_keys(case.stats.tensors[watched_tensor(group).key])
+    keys = candidate_keys(case.stats.tensors[watched_tensor(group).key], 2)
     for first, second in itertools.permutations(keys[::2]):
         found = in_best_order(group, plan, (first, second), case.source, rows)
         order = sorted_classes(plan.channel_order(), plan.segments, first)
@@ -138,3 +140,10 @@ def test_sorting_stays_inside_classes_and_keeps_padding_in_front():
     order = np.array([4, PADDING, 0, 3, 2], np.int32)
     found = sorted_classes(order, segments, np.array([9.0, 1.0, 5.0, 5.0, 7.0]))
     assert found.tolist() == [PADDING, 4, 0, 2, 3]
+
+
+def test_a_layer_of_one_class_starts_from_the_natural_order(tmp_path):
+    case = Case(tmp_path)
+    tensor = case.stats.tensors[watched_tensor(case.groups[0]).key]
+    assert np.array_equal(candidate_keys(tensor, 1)[0], np.arange(len(tensor.abs_max)))
+    assert np.array_equal(candidate_keys(tensor, 2)[0], tensor.abs_max)
