@@ -13,6 +13,7 @@ from mmcompile.cli.config import config_option
 from mmcompile.cli.help import SectionedCommand
 from mmcompile.cli.options import (
     FILE,
+    comparison_options,
     data_options,
     json_option,
     make_data,
@@ -67,20 +68,7 @@ analysis_options = options(
         metavar="DATA",
         help="Inputs to measure on, like --calib; by default every fifth sample of --calib.",
     ),
-    click.option(
-        "--verify-samples",
-        type=click.IntRange(min=1),
-        metavar="N",
-        default=8,
-        show_default=True,
-        help="Samples of a kind to measure on at most.",
-    ),
-    click.option(
-        "--logits",
-        multiple=True,
-        metavar="OUTPUT",
-        help="An output that is logits; those with 'logits' in their name always are.",
-    ),
+    comparison_options,
 )
 
 

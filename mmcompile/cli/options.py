@@ -196,17 +196,7 @@ selection_options = options(
     click.option("--quantize-heads", is_flag=True, help="Also take layers that give an output."),
 )
 
-verify_options = options(
-    click.option("--layers", is_flag=True, help="Also compare every layer within the models."),
-    click.option(
-        "--nodes", is_flag=True, help="Also hold every compiled node against the specification."
-    ),
-    click.option(
-        "--fail-below",
-        type=click.FloatRange(-1, 1),
-        metavar="COSINE",
-        help="Exit with code 5 if an output's mean cosine similarity is lower.",
-    ),
+comparison_options = options(
     click.option(
         "--verify-samples",
         type=click.IntRange(min=1),
@@ -221,6 +211,20 @@ verify_options = options(
         metavar="OUTPUT",
         help="An output that is logits; those with 'logits' in their name always are.",
     ),
+)
+
+verify_options = options(
+    click.option("--layers", is_flag=True, help="Also compare every layer within the models."),
+    click.option(
+        "--nodes", is_flag=True, help="Also hold every compiled node against the specification."
+    ),
+    click.option(
+        "--fail-below",
+        type=click.FloatRange(-1, 1),
+        metavar="COSINE",
+        help="Exit with code 5 if an output's mean cosine similarity is lower.",
+    ),
+    comparison_options,
 )
 
 engine_options = options(
