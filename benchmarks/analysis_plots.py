@@ -14,7 +14,7 @@ from pathlib import Path
 from mmcompile.report.analysis import load_analysis
 from mmcompile.report.analysis_page import layer_labels
 from mmcompile.report.analysis_plots import draw_analysis
-from mmcompile.report.html import FOLDER
+from mmcompile.report.page import FOLDER
 
 NAMES = ("speed", "bits", "order", "stability", "stress", "layers")
 HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '

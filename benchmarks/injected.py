@@ -25,12 +25,12 @@ from benchmarks.plans import (
     closest,
     micromix,
     planned,
-    speed_cost,
     with_e2m3,
 )
 from benchmarks.subjects import Subject, add_arguments, both_errors, minilm
 from mmcompile.calib.cost import CLASSES, Budget
 from mmcompile.calib.policy import COST, UNIFORM, Policy
+from mmcompile.pipeline.analysis.figures import speed_cost
 from mmcompile.plan import QuantPlan
 
 COST_OF_MIXTURES = 1.25

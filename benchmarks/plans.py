@@ -16,6 +16,7 @@ from mmcompile.calib.cost_plan import GroupDamage, plan_cost
 from mmcompile.calib.gradient_rows import GradientSamples
 from mmcompile.calib.policy import COST, MICROMIX, Policy, make_plan
 from mmcompile.pipeline import sense
+from mmcompile.pipeline.analysis.figures import speed_cost
 from mmcompile.plan import QuantPlan
 from mmcompile.progress import Silent
 
@@ -102,15 +103,3 @@ def in_pair(plan: QuantPlan, pair: FormatPair) -> QuantPlan:
         for group in plan.groups
     )
     return msgspec.structs.replace(plan, groups=groups)
-
-
-def speed_cost(plan: QuantPlan) -> float:
-    """Mean tensor-core cost of a plan's multiplications, padding included."""
-    spent = whole = 0.0
-    for group in plan.groups:
-        outputs = sum(group.out_channels)
-        whole += outputs * group.padded_channels
-        for segment in group.segments:
-            pair = FormatPair(segment.act_format, segment.weight_format)
-            spent += outputs * segment.channels * pair.speed
-    return spent / whole

@@ -33,12 +33,12 @@ from benchmarks.plans import (
     in_pair,
     micromix,
     planned,
-    speed_cost,
     with_e2m3,
 )
 from benchmarks.subjects import Subject, add_arguments, babyllama, both_errors, minilm
 from mmcompile.calib.cost import CLASSES, Budget, FormatPair, Objective
 from mmcompile.calib.policy import COST, MICROMIX, UNIFORM, Policy
+from mmcompile.pipeline.analysis.figures import speed_cost
 from mmcompile.plan import QuantPlan
 
 COSTS = (1.1, 1.25, 1.5, 2.0)

@@ -20,11 +20,12 @@ import numpy as np
 
 from benchmarks import models
 from benchmarks.measure import environment, show
-from benchmarks.plans import MX_CLASSES, planned, speed_cost, with_e2m3
+from benchmarks.plans import MX_CLASSES, planned, with_e2m3
 from benchmarks.subjects import Subject, add_output_arguments, error_of, small
 from mmcompile.calib.cost import CLASSES, Budget
 from mmcompile.calib.effort import Weights
 from mmcompile.calib.policy import COST, MICROMIX, Policy
+from mmcompile.pipeline.analysis.figures import speed_cost
 from mmcompile.plan import QuantPlan
 
 NAMES = ("llama", "qwen2", "qwen3", "bert", "gpt2")

@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 
 from mmcompile.formats import BLOCK_FORMATS
 from mmcompile.report import summary
 from mmcompile.report.analysis import Analysis, FormatShare, LayerFigures
-from mmcompile.report.html import FILTERS, FOLDER, _asset, _plain
+from mmcompile.report.page import render_page
 from mmcompile.report.summary import Share
 
 
 def render_analysis(analysis: Analysis) -> str:
     """The analysis as an HTML document that needs no other file and makes no request."""
-    import jinja2
-
     from mmcompile.report.analysis_plots import draw_analysis
 
     labels = layer_labels(analysis.layers.layers if analysis.layers else ())
-    script = _asset("script.js")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        finalize=_plain,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(FILTERS)
-    environment.filters.update(factor=factor_text, bars=_bars)
-    return environment.get_template("analysis.html.jinja").render(
+    return render_page(
+        "analysis.html.jinja",
+        {"factor": factor_text, "bars": _bars},
         analysis=analysis,
         plots=draw_analysis(analysis, labels),
         labels=labels,
         formats=list(BLOCK_FORMATS),
         order=order_verdict(analysis.pareto.rank_correlation) if analysis.pareto else "",
         total_seconds=sum(stage.seconds for stage in analysis.stages),
-        script=script,
-        style=_asset("style.css"),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 

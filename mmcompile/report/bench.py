@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from mmcompile.report import summary
+from mmcompile.report.page import render_page
 from mmcompile.report.plots import (
     ACCENT,
     FORMAT_COLORS,
@@ -27,7 +26,6 @@ from mmcompile.report.plots import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FOLDER = Path(__file__).parent
 WIDTH, HEIGHT = 1080, 250
 LEFT, RIGHT, BOTTOM, TOP = 46, 16, 28, 50
 LEGEND_STEP = 96
@@ -94,20 +92,8 @@ class BenchPage:
 
 def render_bench(page: BenchPage) -> str:
     """The page as an HTML document that needs no other file and makes no request."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        finalize=lambda value: summary.plain_text(value) if type(value) is str else value,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     plots = [draw_chart(chart, f"chart{i}") for i, chart in enumerate(page.charts)]
-    style = Markup((FOLDER / "style.css").read_text(encoding="utf-8"))  # noqa: S704
-    template = environment.get_template("bench.html.jinja")
-    return template.render(page=page, plots=plots, style=style)
+    return render_page("bench.html.jinja", page=page, plots=plots)
 
 
 def draw_chart(chart: Chart, key: str) -> Markup:
