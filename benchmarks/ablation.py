@@ -33,6 +33,7 @@ from mmcompile.calib.cost import CLASSES, Budget, Objective, candidates
 from mmcompile.calib.effort import Weights
 from mmcompile.calib.gradient_rows import GradientSamples
 from mmcompile.calib.policy import COST, Policy
+from mmcompile.correction import Correction
 from mmcompile.pipeline import sense
 from mmcompile.plan import QuantPlan
 
@@ -74,9 +75,9 @@ def _by_size_alone(
     return np.arange(order.size, dtype=np.float32)
 
 
-def _whole_step(weight: F32, gain: F32, quantized: F32, wanted: F32) -> F32:
+def _whole_step(weight: F32, correction: Correction, quantized: F32, wanted: F32) -> F32:
     del quantized, wanted
-    return weight + weight @ gain.T
+    return weight + correction.step(weight)
 
 
 OF_THE_PLAN = (

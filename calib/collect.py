@@ -1,4 +1,8 @@
-"""Runs an instrumented model over calibration data in ONNX Runtime and merges the statistics."""
+"""Runs an instrumented model over calibration data in ONNX Runtime.
+
+One run over the data gives the statistics, merged, and the rows for error feedback besides, where
+these are wanted; where the statistics are known, another gives the rows alone.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from mmcompile.calib.instrument import (
     output_name,
 )
 from mmcompile.calib.stats import ActivationStats, TensorStats, merge
+from mmcompile.calib.token_rows import TokenRowWriter
 from mmcompile.errors import EnvironmentProblem, UnsupportedModelError, UsageError
 from mmcompile.graph import SourceModel
 from mmcompile.progress import Progress
@@ -38,6 +43,7 @@ def collect(
     ratios: Sequence[float],
     progress: Progress,
     seed: int = 0,
+    writer: TokenRowWriter | None = None,
 ) -> ActivationStats:
     """Statistics of the watched tensors over all samples of the data.
 
@@ -50,14 +56,17 @@ def collect(
         ratios: thresholds whose exceedances are counted, relative to each token's max |x|.
         progress: told after every sample.
         seed: of the choice of sampled rows.
+        writer: takes rows of the same tensors besides, and is finished.
 
     Raises:
         UnsupportedModelError: the model cannot run, or an activation is NaN or infinite.
         UsageError: the data does not fit the model, or holds no real token.
+        EnvironmentProblem: the disk that rows are written to is full.
     """
     if not watched:
         return ActivationStats({}, data.description, data.fit, masked_tokens=0)
-    instrumented = instrument(skeleton, watched, ratios, ROWS_PER_SAMPLE)
+    per_sample = max(ROWS_PER_SAMPLE, writer.per_sample if writer else 0)
+    instrumented = instrument(skeleton, watched, ratios, per_sample)
     session = open_session(instrumented, source.folder)
     names = [output_name(tensor.key, field) for tensor in watched for field in OUTPUTS]
     merged: dict[str, TensorStats] = {}
@@ -68,14 +77,13 @@ def collect(
         masked += _tokens(sample) - int(mask.sum())
         if not mask.any():
             continue
-        feed = dict(trimmed)
-        feed[TOKEN_MASK] = mask
-        feed[ROW_KEYS] = row_keys(trimmed, seed)
-        values = iter(run_sample(session, names, feed, number))
+        values = iter(run_sample(session, names, _feed(trimmed, mask, seed), number))
         for tensor in watched:
             fields = dict(zip(OUTPUTS, values, strict=False))
             stats = _tensor_stats(fields, ratios)
             _check_finite(stats, tensor.name, skeleton, number)
+            if writer is not None:
+                writer.add(tensor.key, fields["rows"])
             before = merged.get(tensor.key)
             merged[tensor.key] = merge(before, stats, ROW_LIMIT) if before else stats
     if not merged:
@@ -85,7 +93,56 @@ def collect(
             "calibration saw no sample with a token that is not padding",
             "give data with at least one",
         )
+    if writer is not None:
+        writer.finished = True
     return ActivationStats(merged, data.description, data.fit, masked)
+
+
+def collect_token_rows(
+    source: SourceModel,
+    skeleton: onnx.ModelProto,
+    data: CalibrationData,
+    specs: Sequence[InputSpec],
+    writer: TokenRowWriter,
+    progress: Progress,
+    seed: int = 0,
+) -> None:
+    """Runs the model over the data for rows of the writer's tensors, and finishes the writer.
+
+    Args:
+        source: where the weights lie.
+        skeleton: the graph to run.
+        data: the samples.
+        specs: the model's inputs.
+        writer: takes the rows.
+        progress: told after every sample.
+        seed: of the choice of rows.
+
+    Raises:
+        UnsupportedModelError: the model cannot run.
+        UsageError: the data does not fit the model.
+        EnvironmentProblem: the disk is full.
+    """
+    if writer.watched:
+        instrumented = instrument(
+            skeleton, writer.watched, (), writer.per_sample, statistics=("rows",)
+        )
+        session = open_session(instrumented, source.folder)
+        names = [output_name(tensor.key, "rows") for tensor in writer.watched]
+        for number, sample in enumerate(progress.track(data, "sampling inputs", data.count)):
+            trimmed = trim_padding(sample, specs)
+            mask = token_mask(trimmed)
+            if not mask.any():
+                continue
+            values = run_sample(session, names, _feed(trimmed, mask, seed), number)
+            for tensor, rows in zip(writer.watched, values, strict=True):
+                writer.add(tensor.key, rows)
+    writer.finished = True
+
+
+def _feed(sample: Sample, mask: np.ndarray, seed: int) -> Sample:
+    """The inputs of an instrumented model."""
+    return {**sample, TOKEN_MASK: mask, ROW_KEYS: row_keys(sample, seed)}
 
 
 def token_mask(sample: Sample) -> np.ndarray:
@@ -155,8 +212,8 @@ def _tensor_stats(fields: Mapping[str, np.ndarray], ratios: Sequence[float]) -> 
         square_sum=fields["square_sum"].astype(np.float64),
         ratios=tuple(ratios),
         exceed=fields["exceed"],
-        rows=fields["rows"],
-        row_keys=fields["row_keys"].astype(np.float64),
+        rows=fields["rows"][:ROWS_PER_SAMPLE],
+        row_keys=fields["row_keys"][:ROWS_PER_SAMPLE].astype(np.float64),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 
 
@@ -21,6 +22,12 @@ class Weights(enum.StrEnum):
     GPTQ = "gptq"
 
 
+LEAST_ROWS = 4096
+"""Token rows per tensor that error feedback sees at any size of a model, if there are so many."""
+DAMPING = 0.05
+"""Of the Hessian, relative to its diagonal's mean, where only one is tried."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What an effort comes to.
@@ -29,9 +36,12 @@ class Work:
         gradient_samples: samples that gradients are taken of at most.
         gradient_rows: token rows per group that damage is measured on, over all samples.
         directions: random directions of the output per sample.
-        feedback_rows: token rows per tensor that error feedback sees; 0 is rounding to nearest.
+        feedback_rows: token rows per tensor that error feedback sees at most; 0 is rounding to
+            nearest.
         dampings: of the Hessian, relative to its diagonal's mean; the best on held-back rows is
             taken.
+        operations: multiplications that making all Hessians may take, and rounding all weights;
+            larger models get fewer rows, and one damping.
     """
 
     gradient_samples: int
@@ -39,10 +49,21 @@ class Work:
     directions: int
     feedback_rows: int
     dampings: tuple[float, ...]
+    operations: float = math.inf
+
+    def rows(self, squares: int) -> int:
+        """Token rows per tensor for error feedback, Σ K² over all Hessians given."""
+        affordable = self.operations / max(1, squares)
+        return int(min(self.feedback_rows, max(LEAST_ROWS, affordable)))
+
+    def tried_dampings(self, products: int) -> tuple[float, ...]:
+        """Dampings to try, Σ N·K² over all weights given: correcting and rounding take three."""
+        return self.dampings if 3 * len(self.dampings) * products <= self.operations else (DAMPING,)
 
 
+_DAMPINGS = (0.01, 0.05, 0.25)
 WORK = {
-    Effort.FAST: Work(16, 256, 1, 0, ()),
-    Effort.BALANCED: Work(32, 2048, 1, 4096, (0.05,)),
-    Effort.BEST: Work(128, 4096, 2, 16384, (0.01, 0.05, 0.25)),
+    Effort.FAST: Work(16, 256, 1, 0, (), 2**38),
+    Effort.BALANCED: Work(32, 2048, 1, 16384, _DAMPINGS, 2**38),
+    Effort.BEST: Work(128, 4096, 2, 16384, _DAMPINGS),
 }

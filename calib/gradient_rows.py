@@ -12,7 +12,6 @@ import dataclasses
 import itertools
 import zipfile
 import zlib
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +31,9 @@ from mmcompile.sites import SiteGroup
 ROWS_VERSION = 1
 ROW_BYTES = 2**29
 """Bytes that the rows of all groups together may take; large models get fewer rows."""
-ROW_WEIGHTS = 2**35
+ROW_WEIGHTS = 2**34
 """Rows times weights of the model, which the time of measuring damage is proportional to."""
-LEAST_ROWS = 64
+LEAST_ROWS = 128
 LEAST_OPSET = 15
 """`differentiate` reads models from this opset on."""
 
@@ -140,10 +139,10 @@ def collect_rows(
         if known := next(filter(None, reasons), None):
             missing[group.name] = known
     used = min(samples, work.gradient_samples)
-    found: dict[str, list[GroupRows]] = defaultdict(list)
     broken: dict[str, str] = {}
     measured = [group for group in groups if group.name not in missing]
     per_sample = -(-rows_per_group(measured, work) // used)
+    found = {group.name: _Rows(group, used * per_sample, work.directions) for group in measured}
     watched = {
         group.name: WatchedTensor(group.input, group.in_channels, group.transpose_input)
         for group in measured
@@ -161,16 +160,14 @@ def collect_rows(
         seed=seed,
     ):
         for group in measured:
-            part = _group_rows(group, watched[group.name].key, rows, per_sample)
-            if part is None:
+            if not found[group.name].add(rows, watched[group.name].key, per_sample):
                 broken[group.name] = f"the gradient is NaN or infinite for sample {rows.number}"
-            else:
-                found[group.name].append(part)
-    joined = {name: _join(parts) for name, parts in found.items()}
-    for group in measured:
-        if group.name not in joined:
-            missing[group.name] = broken.get(group.name, "no sample showed a token")
-    return GradientSamples(joined, missing)
+    joined = {name: collected.joined() for name, collected in found.items()}
+    for name, group_rows in joined.items():
+        if not len(group_rows.activations):
+            missing[name] = broken.get(name, "no sample showed a token")
+    kept = {name: joined[name] for name in joined if name not in missing}
+    return GradientSamples(kept, missing)
 
 
 def rows_per_group(groups: Sequence[SiteGroup], work: Work = WORK[Effort.BALANCED]) -> int:
@@ -191,21 +188,28 @@ def _thinned(data: CalibrationData, samples: int, used: int) -> CalibrationData:
     return dataclasses.replace(data, count=used, read=read)
 
 
-def _group_rows(group: SiteGroup, key: str, rows: GradientRows, limit: int) -> GroupRows | None:
-    """One sample's rows of a group; None where one of its gradients is not finite."""
-    outputs = [site.output for site in group.sites]
-    if not all(output in rows.gradients for output in outputs):
-        return None
-    # Tensors without a row per token come in full.
-    gradients = [rows.gradients[output][:, :limit] for output in outputs]
-    return GroupRows(
-        rows.activations[key][:limit].astype(np.float32, copy=False),
-        np.concatenate(gradients, axis=2).astype(np.float32, copy=False),
-    )
+class _Rows:
+    """Rows of one group, sample after sample, in memory that is taken once for all."""
 
+    def __init__(self, group: SiteGroup, limit: int, directions: int) -> None:
+        self._outputs = [site.output for site in group.sites]
+        self._activations = np.empty((limit, group.in_channels), np.float32)
+        self._gradients = np.empty((directions, limit, group.out_channels), np.float32)
+        self._filled = 0
 
-def _join(parts: Sequence[GroupRows]) -> GroupRows:
-    return GroupRows(
-        np.concatenate([part.activations for part in parts]),
-        np.concatenate([part.gradients for part in parts], axis=1),
-    )
+    def add(self, rows: GradientRows, key: str, limit: int) -> bool:
+        """Appends a sample's rows; False where one of its gradients is not finite."""
+        if not all(output in rows.gradients for output in self._outputs):
+            return False
+        # Tensors without a row per token come in full.
+        activations = rows.activations[key][:limit]
+        part = slice(self._filled, self._filled + len(activations))
+        self._activations[part] = activations
+        parts = [rows.gradients[output][:, :limit] for output in self._outputs]
+        np.concatenate(parts, axis=2, out=self._gradients[:, part], casting="same_kind")
+        self._filled = part.stop
+        return True
+
+    def joined(self) -> GroupRows:
+        """All of them."""
+        return GroupRows(self._activations[: self._filled], self._gradients[:, : self._filled])

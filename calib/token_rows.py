@@ -13,21 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
-from mmcompile.calib.collect import row_keys, run_sample, token_mask
-from mmcompile.calib.data import CalibrationData, InputSpec, trim_padding
-from mmcompile.calib.instrument import (
-    ROW_KEYS,
-    TOKEN_MASK,
-    WatchedTensor,
-    instrument,
-    output_name,
-)
-from mmcompile.graph import SourceModel
+from mmcompile.calib.data import CalibrationData
+from mmcompile.calib.instrument import WatchedTensor
 from mmcompile.output import disk_errors
-from mmcompile.progress import Progress
-from mmcompile.session import open_session
 
 DISK_BYTES = 2**32
 """Bytes that the rows of all tensors together may take; large models get fewer rows."""
@@ -62,63 +51,51 @@ class TokenRows:
         return mapped[:seen], mapped[seen:]
 
 
-def collect_token_rows(
-    source: SourceModel,
-    skeleton: onnx.ModelProto,
-    watched: Sequence[WatchedTensor],
-    data: CalibrationData,
-    specs: Sequence[InputSpec],
-    rows: int,
-    folder: Path,
-    progress: Progress,
-    seed: int = 0,
-) -> TokenRows:
-    """Runs the model over the data and keeps rows of the watched tensors.
+class TokenRowWriter:
+    """Appends sampled rows to the files of `TokenRows` while the model runs.
 
     Args:
-        source: where the weights lie.
-        skeleton: the graph to run.
         watched: the tensors, without repetition.
-        data: the samples.
-        specs: the model's inputs.
+        data: the samples that the model will run over.
         rows: per tensor, over all samples, about.
         folder: where the files go.
-        progress: told after every sample.
-        seed: of the choice of rows.
+
+    Attributes:
+        watched: as given.
+        per_sample: rows of a sample that are kept at most.
+        finished: whether all samples have been seen, which whoever ran them says.
+        found: what was written.
 
     Raises:
-        UnsupportedModelError: the model cannot run.
-        UsageError: the data does not fit the model.
-        EnvironmentProblem: the disk is full.
+        EnvironmentProblem: the folder takes no files.
     """
-    files = {tensor.key: folder / f"{index}.f32" for index, tensor in enumerate(watched)}
-    for path in files.values():
-        with disk_errors(path):
-            path.touch()
-    found = TokenRows(files, {tensor.key: tensor.channels for tensor in watched})
-    if not watched:
-        return found
-    # Reading costs little beside running; of text, nobody knows the number of samples before.
-    samples = data.count or sum(1 for _ in data)
-    per_sample = -(-bounded_rows(watched, rows) // max(1, samples))
-    session = open_session(
-        instrument(skeleton, watched, (), per_sample, statistics=("rows",)), source.folder
-    )
-    names = [output_name(tensor.key, "rows") for tensor in watched]
-    for number, sample in enumerate(progress.track(data, "sampling inputs", samples)):
-        trimmed = trim_padding(sample, specs)
-        mask = token_mask(trimmed)
-        if not mask.any():
-            continue
-        feed = {**trimmed, TOKEN_MASK: mask, ROW_KEYS: row_keys(trimmed, seed)}
-        values = run_sample(session, names, feed, number)
-        for path, value in zip(files.values(), values, strict=True):
-            with disk_errors(path), path.open("ab") as file:
-                file.write(np.ascontiguousarray(value, np.float32).data)
-    return found
+
+    def __init__(
+        self, watched: Sequence[WatchedTensor], data: CalibrationData, rows: int, folder: Path
+    ) -> None:
+        self.watched = tuple(watched)
+        # Reading costs little beside running; of text, nobody knows the number of samples before.
+        samples = data.count or sum(1 for _ in data)
+        self.per_sample = -(-bounded_rows(watched, rows) // max(1, samples))
+        self.finished = False
+        files = {tensor.key: folder / f"{index}.f32" for index, tensor in enumerate(watched)}
+        self.found = TokenRows(files, {tensor.key: tensor.channels for tensor in watched})
+        for path in files.values():
+            with disk_errors(path):
+                path.touch()
+
+    def add(self, key: str, rows: npt.NDArray[np.floating]) -> None:
+        """Appends a sample's rows[R, K] of a tensor.
+
+        Raises:
+            EnvironmentProblem: the disk is full.
+        """
+        path = self.found.files[key]
+        with disk_errors(path), path.open("ab") as file:
+            file.write(np.ascontiguousarray(rows[: self.per_sample], np.float32).data)
 
 
 def bounded_rows(watched: Sequence[WatchedTensor], rows: int) -> int:
     """Rows per tensor: as many as asked for, or as `DISK_BYTES` has room for."""
     width = 4 * sum(tensor.channels for tensor in watched)
-    return min(rows, max(LEAST_ROWS, DISK_BYTES // width))
+    return min(rows, max(LEAST_ROWS, DISK_BYTES // max(1, width)))

@@ -79,6 +79,26 @@ def quantize_rows(
         float32[M, K_pad].
     """
 
+def order_rows(
+    values: npt.NDArray[np.float32] | npt.NDArray[np.float16] | npt.NDArray[np.uint16],
+    channels_first: bool,
+    order: npt.NDArray[np.int32],
+    threads: int,
+    bf16: bool = False,
+) -> npt.NDArray[np.float32]:
+    """Rows with their channels ordered, as they are otherwise.
+
+    Args:
+        values: [K, N] if `channels_first`, else [N, K]; types and strides as in `quantize_pack`.
+        channels_first: whether the channels are the first axis.
+        order: int32[K_pad], K_pad a multiple of 32.
+        threads: at least 1; the result does not depend on it.
+        bf16: whether `values` holds bfloat16 bits.
+
+    Returns:
+        C-contiguous float32[N, K_pad], zeros where the order says padding.
+    """
+
 def feedback_panel(
     target: npt.NDArray[np.float32],
     weight: npt.NDArray[np.float32],

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmcompile import _native
-from mmcompile.correction import corrected, correction
+from mmcompile.correction import Correction, corrected, correction
 from mmcompile.errors import UnsupportedModelError
 from mmcompile.feedback import round_with_feedback
 from mmcompile.formats import E8M0_BIAS
@@ -32,7 +32,7 @@ from mmcompile.packed import (
     dequantize_rows,
     native_segments,
 )
-from mmcompile.plan import PADDING, SCALE_WORD, GroupPlan
+from mmcompile.plan import SCALE_WORD, GroupPlan
 from mmcompile.sites import LinearSite, SiteGroup
 
 MAX_WEIGHT_SCALE = 248
@@ -138,10 +138,9 @@ def _pack_site(
     scales: U8,
 ) -> F64:
     """Packs one layer's rows; returns the sums of w² and of squared error per segment."""
-    weight: Any = site.read_weight(source)
-    is_bfloat16 = weight.dtype == ml_dtypes.bfloat16
+    weight, is_bfloat16 = _native_weight(site, source)
     return _native.quantize_pack(
-        weight.view(np.uint16) if is_bfloat16 else weight,
+        weight,
         site.channels_first,
         order,
         native_segments(plan.segments, "weight"),
@@ -151,6 +150,13 @@ def _pack_site(
         THREADS,
         bf16=is_bfloat16,
     )
+
+
+def _native_weight(site: LinearSite, source: SourceModel) -> tuple[Any, bool]:
+    """A weight as the native module takes it, and whether it holds bits of bfloat16."""
+    weight: Any = site.read_weight(source)
+    is_bfloat16 = weight.dtype == ml_dtypes.bfloat16
+    return weight.view(np.uint16) if is_bfloat16 else weight, is_bfloat16
 
 
 @dataclass(frozen=True)
@@ -223,7 +229,9 @@ class _Feedback:
             return "the sampled inputs hold NaN or infinity"
         return ""
 
-    def _try(self, layer: _Layer, factor: Factor, gain: F32 | None, source: SourceModel) -> _Trial:
+    def _try(
+        self, layer: _Layer, factor: Factor, gain: Correction | None, source: SourceModel
+    ) -> _Trial:
         """Rounds a layer's weight; its rows are replaced where that errs less."""
         codes, scales = np.zeros_like(layer.codes), np.zeros_like(layer.scales)
         before, after = np.zeros(2), np.zeros(2)
@@ -252,18 +260,21 @@ class _Feedback:
 
     def _weights(self, site: LinearSite, source: SourceModel) -> Iterator[tuple[slice, F32]]:
         """The weight block by block: the rows, and float32[rows, K_pad] in the plan's order."""
-        whole = site.read_weight(source)
-        whole = whole.T if site.channels_first else whole
+        whole, is_bfloat16 = _native_weight(site, source)
         step = max(1, WEIGHT_BLOCK // self._plan.padded_channels)
         for first in range(0, site.out_channels, step):
             rows = slice(first, min(first + step, site.out_channels))
-            yield rows, self._in_order(np.asarray(whole[rows], np.float32))
+            part = whole[:, rows] if site.channels_first else whole[rows]
+            yield (
+                rows,
+                _native.order_rows(
+                    part, site.channels_first, self._order, THREADS, bf16=is_bfloat16
+                ),
+            )
 
     def _in_order(self, values: F32) -> F32:
-        """Rows[R, K] in the plan's order: float32[R, K_pad], C-contiguous, zeros for padding."""
-        ordered = np.take(values, np.maximum(self._order, 0), axis=1)
-        ordered[:, self._order == PADDING] = 0
-        return ordered
+        """Rows[R, K] in the plan's order: float32[R, K_pad], zeros for padding."""
+        return _native.order_rows(values, False, self._order, THREADS)
 
 
 def _outcome(node: str, trials: Sequence[_Trial]) -> tuple[SiteRounding, float | None]:

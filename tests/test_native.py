@@ -396,6 +396,43 @@ def test_rows_of_activations_from_a_view():
         np.testing.assert_array_equal(result, expected)
 
 
+@pytest.mark.parametrize("channels_first", [True, False])
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("rows", "channels"), [(1, 5), (16, 32), (37, 96), (300, 161)])
+def test_rows_are_put_in_order(rows: int, channels: int, kind: str, channels_first: bool):
+    random = np.random.default_rng(rows)
+    values = random.standard_normal((rows, channels)).astype(np.dtype(kind))
+    order = np.full(-(-channels // 32) * 32, -1, np.int32)
+    order[random.permutation(order.size)[:channels]] = random.permutation(channels)
+    expected = np.where(order >= 0, values.astype(np.float32)[:, order], np.float32(0))
+    given = np.ascontiguousarray(values.T) if channels_first else values
+    bf16 = kind == "bfloat16"
+    for threads in (1, 3):
+        found = native.order_rows(
+            given.view(np.uint16) if bf16 else given, channels_first, order, threads, bf16=bf16
+        )
+        np.testing.assert_array_equal(found, expected)
+        part = given[:, rows // 2 :] if channels_first else given[rows // 2 :]
+        found = native.order_rows(
+            part.view(np.uint16) if bf16 else part, channels_first, order, threads, bf16=bf16
+        )
+        np.testing.assert_array_equal(found, expected[rows // 2 :])
+
+
+@pytest.mark.parametrize(
+    ("order", "threads", "message"),
+    [
+        (np.arange(31, dtype=np.int32), 1, "order has 31 channels"),
+        (np.zeros(0, np.int32), 1, "order has 0 channels"),
+        (np.full(32, 40, np.int32), 1, r"order\[0\] is 40"),
+        (np.arange(32, dtype=np.int32), 0, "threads is 0"),
+    ],
+)
+def test_orders_that_do_not_fit_are_refused(order: np.ndarray, threads: int, message: str):
+    with pytest.raises(ValueError, match=message):
+        native.order_rows(np.zeros((4, 40), np.float32), False, order, threads)
+
+
 def test_other_threads_run_meanwhile():
     weight = np.ones((4096, 2048), np.float32)
     order = np.arange(2048, dtype=np.int32)

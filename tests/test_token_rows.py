@@ -6,9 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from mmcompile.calib import collect as module
 from mmcompile.calib import token_rows
+from mmcompile.calib.collect import ROWS_PER_SAMPLE, collect, collect_token_rows
 from mmcompile.calib.data import CalibrationData
-from mmcompile.calib.token_rows import LEAST_ROWS, TokenRows, bounded_rows, collect_token_rows
+from mmcompile.calib.token_rows import LEAST_ROWS, TokenRows, TokenRowWriter, bounded_rows
 from mmcompile.errors import EnvironmentProblem, ExitCode
 from mmcompile.progress import Silent
 from tests.test_collect import (
@@ -33,9 +35,10 @@ def collected(samples, tmp_path, rows=10**6, watched=WATCHED, count=True, seed=0
     known = len(samples) if count else None
     data = CalibrationData("test data", True, known, lambda: iter(samples))
     specs = specs_of(source.proto)
-    return collect_token_rows(
-        source, source.proto, watched, data, specs, rows, folder, Silent(), seed
-    )
+    writer = TokenRowWriter(watched, data, rows, folder)
+    collect_token_rows(source, source.proto, data, specs, writer, Silent(), seed)
+    assert writer.finished
+    return writer.found
 
 
 def joined(found, key):
@@ -125,7 +128,7 @@ def test_the_files_keep_within_the_bound(count, tmp_path, monkeypatch):
 
 
 def test_no_tensors_run_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_rows, "open_session", None)
+    monkeypatch.setattr(module, "open_session", None)
     found = collected(LONG, tmp_path, watched=())
     assert not found.files
     assert not list((tmp_path / "rows").iterdir())
@@ -150,12 +153,30 @@ def test_a_full_disk_is_an_error_for_the_user(place, tmp_path):
 
 
 def test_a_folder_that_is_gone_is_an_error_for_the_user(tmp_path):
-    model = saved(token_model(), tmp_path)
     data = CalibrationData("test data", True, len(LONG), lambda: iter(LONG))
     with pytest.raises(EnvironmentProblem):
-        collect_token_rows(
-            model, model.proto, WATCHED, data, specs_of(model.proto), 9, tmp_path / "no", Silent()
-        )
+        TokenRowWriter(WATCHED, data, 9, tmp_path / "no")
+
+
+@pytest.mark.parametrize("rows", [5, 60, 10**6])
+def test_the_run_for_statistics_takes_the_same_rows(rows, tmp_path):
+    """And its statistics are those without a writer, which may keep more rows, or fewer."""
+    alone = collected(LONG, tmp_path, rows)
+    source = saved(token_model(), tmp_path)
+    data = CalibrationData("test data", True, len(LONG), lambda: iter(LONG))
+    folder = tmp_path / "together"
+    folder.mkdir()
+    writer = TokenRowWriter(WATCHED, data, rows, folder)
+    arguments = source, source.proto, WATCHED, data, specs_of(source.proto), (0.5,), Silent(), 0
+    stats, expected = collect(*arguments, writer), collect(*arguments)
+    assert writer.finished
+    for watched in WATCHED:
+        found = writer.found.files[watched.key].read_bytes()
+        assert found == alone.files[watched.key].read_bytes()
+        tensor, wanted = stats.tensors[watched.key], expected.tensors[watched.key]
+        assert len(wanted.rows) <= ROWS_PER_SAMPLE * len(LONG)
+        for field in dataclasses.fields(wanted):
+            np.testing.assert_array_equal(getattr(tensor, field.name), getattr(wanted, field.name))
 
 
 def test_transposed_tensors_have_rows_of_channels(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 import mmcompile
 from mmcompile.calib.data import CalibrationData
-from mmcompile.calib.effort import WORK, Effort, Weights
+from mmcompile.calib.effort import DAMPING, LEAST_ROWS, WORK, Effort, Weights
 from mmcompile.calib.policy import POLICIES, Policy
 from mmcompile.cli.commands import cli
 from mmcompile.errors import ExitCode, UsageError
@@ -92,16 +92,29 @@ def test_what_is_asked_for_is_done_or_refused(asked, policy, effort, given):
 
 def test_more_effort_is_more_of_everything():
     fast, balanced, best = (WORK[effort] for effort in Effort)
-    for name in ("gradient_samples", "gradient_rows", "feedback_rows"):
+    for name in ("gradient_samples", "gradient_rows"):
         assert getattr(fast, name) < getattr(balanced, name) < getattr(best, name)
-    assert fast.directions <= balanced.directions <= best.directions
-    assert set(balanced.dampings) < set(best.dampings)
+    for name in ("directions", "feedback_rows", "operations"):
+        assert getattr(fast, name) <= getattr(balanced, name) <= getattr(best, name)
+    assert set(fast.dampings) <= set(balanced.dampings) <= set(best.dampings)
 
 
 def test_choices_of_the_command_line_are_those_of_the_pipeline():
     choices = {p.name: p.type for p in cli.commands["compile"].params}
     assert list(choices["weights"].choices) == [weights.value for weights in Weights]
     assert list(choices["effort"].choices) == [effort.value for effort in Effort]
+
+
+def test_large_models_get_fewer_rows_and_one_damping():
+    balanced, best = WORK[Effort.BALANCED], WORK[Effort.BEST]
+    small, large = 10**6, 10**11
+    assert balanced.rows(small) == balanced.feedback_rows
+    assert balanced.rows(large) == LEAST_ROWS
+    assert LEAST_ROWS < balanced.rows(2**38 // 10_000) == 10_000
+    assert balanced.tried_dampings(small) == balanced.dampings
+    assert balanced.tried_dampings(large) == (DAMPING,)
+    assert best.rows(large) == best.feedback_rows
+    assert best.tried_dampings(large) == best.dampings
 
 
 # The rows that it needs
@@ -301,8 +314,11 @@ def test_the_largest_error_is_measured_with_feedback(work, temporary, monkeypatc
         "mmcompile.pipeline.weights.collect_token_rows",
         lambda *arguments: runs.append(arguments) or real(*arguments),
     )
-    assert work.compile("--policy", "cost", "--max-error", "0.02").code == 0
-    assert len(runs) == 1
+    command = "--policy", "cost", "--max-error", "0.02"
+    assert work.compile(*command).code == 0
+    assert not runs  # the rows were taken in calibrating
+    assert work.compile(*command).code == 0
+    assert len(runs) == 1  # where statistics came from the cache
     assert not list(temporary.iterdir())
 
 

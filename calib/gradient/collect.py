@@ -265,7 +265,7 @@ def _rows(
     runs: Sequence[Mapping[str, Array]],
 ) -> GradientRows:
     gradients = {
-        tensor: np.stack([run[f"{output}.rows"] for run in runs])
+        tensor: _stacked([run[f"{output}.rows"] for run in runs])
         for tensor, output in graph.gradients.items()
     }
     broken = tuple(name for name, value in gradients.items() if not np.isfinite(value).all())
@@ -275,3 +275,8 @@ def _rows(
         {name: value for name, value in gradients.items() if name not in broken},
         broken,
     )
+
+
+def _stacked(runs: Sequence[Array]) -> Array:
+    """[runs, …]; a view where there is one run only."""
+    return runs[0][None] if len(runs) == 1 else np.stack(runs)

@@ -32,6 +32,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # names may hold what a terminal cannot
     # ONNX Runtime would otherwise keep a database in the user's cache folder and upload it.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # numpy's BLAS threads would wait busily for 2^26 cycles after a product, in the way of ours.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
     arrived: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:

@@ -33,7 +33,8 @@ def function_proto(opset: int, *, half_blocks: bool, unpacked: bool = False) -> 
         opset: version of the default ONNX domain in the model, `MIN_OPSET` to `MAX_OPSET`.
         half_blocks: compute activation scales per 16 channels. Needed where a node of the model
             quantizes activations to NVFP4; without it the function is smaller and faster.
-        unpacked: take `weight` as float[N, K_pad], already dequantized, and ignore `scales`. Never
+        unpacked: take `weight` as [N, K_pad] of any float type, already dequantized, and ignore
+            `scales`. Never
             written to a model; for verifying models whose decoding would take too much memory.
     """
     scales = _SCALES_PER_16 if half_blocks else _SCALES_PER_32
@@ -366,7 +367,8 @@ _PRODUCT = """
 """
 
 _UNPACKED_PRODUCT = """
-    biased = Gemm <transB = 1> (dequantized_x, weight, bias)
+    dequantized_weight = Cast <to = 1> (weight)
+    biased = Gemm <transB = 1> (dequantized_x, dequantized_weight, bias)
 """
 
 _RESHAPE = """

@@ -14,6 +14,7 @@ from mmcompile.calib.data import CalibrationData, hold_back, open_data
 from mmcompile.calib.instrument import WatchedTensor
 from mmcompile.calib.policy import watched_tensor
 from mmcompile.calib.stats import STATS_VERSION, ActivationStats
+from mmcompile.calib.token_rows import TokenRowWriter
 from mmcompile.errors import UsageError
 from mmcompile.pipeline.options import DataOptions
 from mmcompile.pipeline.prepare import Prepared, input_specs
@@ -79,11 +80,13 @@ def calibrated(
     ratios: tuple[float, ...],
     seed: int,
     progress: Progress,
+    writer: TokenRowWriter | None = None,
 ) -> tuple[ActivationStats, bool]:
     """The statistics, and whether they came from the cache.
 
     The cache key is the content: the model's bytes, the samples, the watched tensors and the
     thresholds. A damaged entry is computed anew; a cache that cannot be used costs time only.
+    A `writer` of rows is finished where the model was run.
 
     Raises:
         UsageError: there is no data.
@@ -121,6 +124,7 @@ def calibrated(
         ratios,
         progress,
         seed,
+        writer,
     )
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from mmcompile.pipeline.prepare import Prepared, match_plan
 from mmcompile.pipeline.sense import plan_by_cost
 from mmcompile.pipeline.stopwatch import Stopwatch
 from mmcompile.pipeline.uncalibrated import decides_without_data, plan_without_data
-from mmcompile.pipeline.weights import InputsOf, no_inputs
+from mmcompile.pipeline.weights import WeightInputs
 from mmcompile.plan import GroupPlan, QuantPlan, load_plan
 from mmcompile.progress import Progress
 from mmcompile.sites import SiteGroup
@@ -64,7 +64,7 @@ def decide(
     options: CompileOptions,
     progress: Progress,
     watch: Stopwatch,
-    inputs_of: InputsOf = no_inputs,
+    sampled: WeightInputs,
 ) -> Decision:
     """The plan that was given, or one made from calibration data.
 
@@ -74,7 +74,8 @@ def decide(
         options: what was asked.
         progress: told how far the stages are.
         watch: told what they take.
-        inputs_of: sampled inputs for error feedback, which a largest error is measured with.
+        sampled: inputs for error feedback, taken while the model is calibrated; a largest error is
+            measured with them.
 
     Raises:
         UsageError: the plan is not for this model, or the policy needs data and there is none.
@@ -87,7 +88,12 @@ def decide(
     else:
         with watch.stage("calibrate"):
             stats, cached = calibrated(
-                prepared, inputs.calibration, options.policy.ratios, options.data.seed, progress
+                prepared,
+                inputs.calibration,
+                options.policy.ratios,
+                options.data.seed,
+                progress,
+                None if options.dry_run else sampled.writer(),
             )
         with watch.stage("plan"):
             if options.policy.name == COST:
@@ -100,7 +106,7 @@ def decide(
                     options.data.seed,
                     progress,
                     options.effort,
-                    inputs_of,
+                    sampled,
                 )
             else:
                 plan = make_plan(

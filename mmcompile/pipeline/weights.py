@@ -9,10 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from mmcompile.calib.collect import collect_token_rows
 from mmcompile.calib.data import CalibrationData
 from mmcompile.calib.effort import WORK, Effort, Weights
 from mmcompile.calib.policy import COST, watched_tensor
-from mmcompile.calib.token_rows import TokenRows, collect_token_rows
+from mmcompile.calib.token_rows import TokenRows, TokenRowWriter
 from mmcompile.errors import UsageError
 from mmcompile.pack import SampledInputs
 from mmcompile.pipeline.options import CompileOptions
@@ -82,7 +83,8 @@ def weights_of(
 class WeightInputs:
     """Context manager for `SampledInputs` of groups; the files that hold them go with it.
 
-    The model runs over the data once, when `collect` or the first group asks for it.
+    The rows are taken while the model is calibrated, where `writer` is handed to that; else the
+    model runs over the data when `collect` or the first group asks for them.
 
     Args:
         prepared: the model.
@@ -116,7 +118,7 @@ class WeightInputs:
         self._seed = seed
         self._progress = progress
         self._exit = contextlib.ExitStack()
-        self._rows: TokenRows | None = None
+        self._writer: TokenRowWriter | None = None
 
     def __enter__(self) -> Self:
         """Nothing yet."""
@@ -129,8 +131,24 @@ class WeightInputs:
         trace: TracebackType | None,
     ) -> None:
         """Removes the files."""
-        self._rows = None
+        self._writer = None
         self._exit.close()
+
+    def writer(self) -> TokenRowWriter | None:
+        """What takes the rows while the model runs; None where weights are rounded to nearest.
+
+        Raises:
+            EnvironmentProblem: the temporary folder takes no files.
+        """
+        if self._writer is None and self._data is not None:
+            folder = tempfile.TemporaryDirectory(prefix="mmcompile-")
+            self._writer = TokenRowWriter(
+                tuple(dict.fromkeys(map(watched_tensor, self._prepared.groups))),
+                self._data,
+                self._work.rows(sum(group.in_channels**2 for group in self._prepared.groups)),
+                Path(self._exit.enter_context(folder)),
+            )
+        return self._writer
 
     def collect(self) -> TokenRows | None:
         """Samples the inputs, unless that is done; None where weights are rounded to nearest.
@@ -139,20 +157,20 @@ class WeightInputs:
             UnsupportedModelError: the model cannot run.
             EnvironmentProblem: the temporary folder's disk is full.
         """
-        if self._rows is None and self._data is not None:
-            folder = tempfile.TemporaryDirectory(prefix="mmcompile-")
-            self._rows = collect_token_rows(
+        writer = self.writer()
+        if writer is None or self._data is None:
+            return None
+        if not writer.finished:
+            collect_token_rows(
                 self._prepared.source,
                 self._prepared.runnable,
-                tuple(dict.fromkeys(map(watched_tensor, self._prepared.groups))),
                 self._data,
                 input_specs(self._prepared.runnable),
-                self._work.feedback_rows,
-                Path(self._exit.enter_context(folder)),
+                writer,
                 self._progress,
                 self._seed,
             )
-        return self._rows
+        return writer.found
 
     def __call__(self, sites: SiteGroup) -> SampledInputs | None:
         """The sampled inputs of a group; None where weights are rounded to nearest."""
@@ -160,4 +178,5 @@ class WeightInputs:
         if rows is None:
             return None
         seen, held_back = rows.split(watched_tensor(sites).key)
-        return SampledInputs(seen, held_back, self._work.dampings)
+        products = sum(g.out_channels * g.in_channels**2 for g in self._prepared.groups)
+        return SampledInputs(seen, held_back, self._work.tried_dampings(products))

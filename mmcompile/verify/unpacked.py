@@ -3,8 +3,11 @@
 ONNX Runtime folds the decoding of packed weights into constants when it loads a model, and keeps
 every intermediate value until it is done: about 50 bytes per weight. Up to `DEPLOYABLE_WEIGHTS`
 a model is run as it is, as users would. Larger ones get their weights unpacked by the native
-module into a temporary file, 4 bytes each, which is mapped and not loaded; all the rest of the
-function is what the model carries.
+module into a temporary file, which is mapped and not loaded, and widened layer by layer while the
+model runs; all the rest of the function is what the model carries.
+
+The file holds bfloat16, which every weight is exactly: elements have up to 4 significant bits and
+NVFP4's scales 4 more, and powers of two have bfloat16's range (what lies below 2⁻¹³³ is lost).
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto
@@ -64,26 +69,32 @@ def open_compiled(compiled: SourceModel, skeleton: onnx.ModelProto) -> ort.Infer
         tempfile.NamedTemporaryFile(prefix=".mmcompile-unpacked-", dir=compiled.folder) as file,
     ):
         for node, plan, packed in read_nodes(compiled):
-            weight = dequantize_weight(packed, plan)
+            weight = _bfloat16_bits(dequantize_weight(packed, plan))
             place = (Path(file.name).name, file.tell(), weight.nbytes)
-            _declare_float(declared[node.node.input[2]], weight.shape, place)
+            _declare_bfloat16(declared[node.node.input[2]], weight.shape, place)
             file.write(weight.data)
             file.seek(-file.tell() % _PAGE, os.SEEK_CUR)
             plans.append(plan)
         file.truncate()
         file.flush()
         _replace_function(model, plans)
-        return open_session(model, compiled.folder)
+        return open_session(model, compiled.folder, fold_constants=False)
 
 
-def _declare_float(
+def _bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """The upper halves of values[N, K] that bfloat16 holds exactly."""
+    halves = values.view(np.dtype("<u2"))
+    return np.ascontiguousarray(halves[:, 1::2])
+
+
+def _declare_bfloat16(
     tensor: onnx.TensorProto, shape: tuple[int, ...], place: tuple[str, int, int]
 ) -> None:
-    """Makes an initializer float[shape] at (file, offset, length)."""
+    """Makes an initializer bfloat16[shape] at (file, offset, length)."""
     name = tensor.name
     tensor.Clear()
     tensor.name = name
-    tensor.data_type = TensorProto.FLOAT
+    tensor.data_type = TensorProto.BFLOAT16
     tensor.dims.extend(shape)
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in zip(("location", "offset", "length"), place, strict=True):

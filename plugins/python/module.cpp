@@ -191,6 +191,24 @@ nb::object py_quantize_rows(const Values& x, const Order& order, const SegmentLi
   return array;
 }
 
+nb::object py_order_rows(const Values& values, bool channels_first, const Order& order, int threads,
+                         bool bf16) {
+  const ValueMatrix matrix = value_matrix(values, channels_first, bf16);
+  const auto channels = static_cast<std::int64_t>(order.shape(0));
+  require(channels > 0 && channels % kSegmentStep == 0, "order has ", channels,
+          " channels, needed is a positive multiple of ", kSegmentStep);
+  const std::vector<Segment> all = {{channels, 0, 0}};
+  const std::span<const std::int32_t> checked = checked_order(order, matrix.channels, all);
+  require_threads(threads);
+  nb::object array = new_array(matrix.rows, channels, "float32");
+  float* out = nb::cast<FloatsOut>(array).data();
+  {
+    const nb::gil_scoped_release release;
+    order_rows(matrix, checked, out, threads);
+  }
+  return array;
+}
+
 // The rows of a view in which only rows may lie apart.
 template <class T, class Array>
 Rows<T> checked_rows(const Array& array, const char* name, std::int64_t rows,
@@ -256,6 +274,8 @@ NB_MODULE(_native, module) {
              "segments"_a, "tensor_scale"_a, "out"_a.noconvert(), "threads"_a);
   module.def("quantize_rows", &py_quantize_rows, "x"_a.noconvert(), "order"_a.noconvert(),
              "segments"_a, "tensor_scale"_a, "threads"_a);
+  module.def("order_rows", &py_order_rows, "values"_a.noconvert(), "channels_first"_a,
+             "order"_a.noconvert(), "threads"_a, "bf16"_a = false);
   module.def("feedback_panel", &py_feedback_panel, "target"_a.noconvert(), "weight"_a.noconvert(),
              "factor"_a.noconvert(), "loss"_a.noconvert(), "format"_a, "threshold"_a, "searched"_a,
              "tensor_scale"_a, "codes"_a.noconvert(), "code_offset"_a, "scales"_a.noconvert(),

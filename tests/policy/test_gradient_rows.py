@@ -176,10 +176,10 @@ def test_rows_are_bounded_by_memory_and_work(effort, tmp_path, monkeypatch):
     groups = prepare(two_rectified(), tmp_path).groups
     width = sum(g.in_channels + work.directions * g.out_channels for g in groups)
     assert gradient_rows.rows_per_group(groups, work) == work.gradient_rows
-    monkeypatch.setattr(gradient_rows, "ROW_BYTES", 4 * width * 100)
-    assert gradient_rows.rows_per_group(groups, work) == 100
+    monkeypatch.setattr(gradient_rows, "ROW_BYTES", 4 * width * 200)
+    assert gradient_rows.rows_per_group(groups, work) == 200
     weights = sum(g.in_channels * g.out_channels for g in groups)
-    monkeypatch.setattr(gradient_rows, "ROW_WEIGHTS", work.directions * weights * 70)
-    assert gradient_rows.rows_per_group(groups, work) == 70
+    monkeypatch.setattr(gradient_rows, "ROW_WEIGHTS", work.directions * weights * 170)
+    assert gradient_rows.rows_per_group(groups, work) == 170
     monkeypatch.setattr(gradient_rows, "ROW_BYTES", 1)
     assert gradient_rows.rows_per_group(groups, work) == gradient_rows.LEAST_ROWS

@@ -123,6 +123,10 @@ std::vector<ErrorSums> quantize_pack(const ValueMatrix& weight, const Layout& la
 void dequantize(const std::uint8_t* codes, Scales scales, const Layout& layout, std::int64_t rows,
                 float* values, int threads);
 
+// Puts rows into a channel order, fp32[rows, K_pad]; K_pad is a multiple of kSegmentStep.
+void order_rows(const ValueMatrix& matrix, std::span<const std::int32_t> order, float* values,
+                int threads);
+
 // Quantizes and dequantizes rows, fp32[rows, K_pad]: what a kernel makes of its activations.
 void quantize_rows(const ValueMatrix& matrix, const Layout& layout, float* values, int threads);
 
