@@ -28,7 +28,7 @@ from benchmarks.plans import MX_CLASSES, planned
 from benchmarks.policy import subjects
 from benchmarks.subjects import Subject, add_arguments, error_of
 from mmcompile import pack
-from mmcompile.calib import class_order, cost_plan
+from mmcompile.calib import class_order, cost_plan, effort
 from mmcompile.calib.cost import CLASSES, Budget, Objective, candidates
 from mmcompile.calib.effort import Weights
 from mmcompile.calib.gradient_rows import GradientSamples
@@ -110,6 +110,7 @@ OF_THE_WEIGHTS = (
     Step("as it is"),
     Step("no correction", _exchanged(pack, "correction", lambda *_: None)),
     Step("the whole correction", _exchanged(pack, "corrected", _whole_step)),
+    Step("one damping", _exchanged(effort.Work, "tried_dampings", lambda *_: (effort.DAMPING,))),
 )
 
 
