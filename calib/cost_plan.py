@@ -133,8 +133,21 @@ def plan_cost(
     policy: Policy,
     source: SourceModel,
     left_alone: Iterable[LeftAlone],
+    *,
+    orders_classes: bool = True,
 ) -> QuantPlan:
     """The plan with the least damage under the policy's budget.
+
+    Args:
+        groups: the layers.
+        stats: statistics of their inputs.
+        samples: sampled tokens of the groups.
+        damage: of `measure_damage`.
+        policy: the budget, and what damage was measured with.
+        source: where the weights lie.
+        left_alone: the layers that stay as they are.
+        orders_classes: whether the channels of a class take the best of a few orders, or that of
+            max |x|.
 
     Raises:
         UsageError: no choice of formats meets the budget.
@@ -160,10 +173,12 @@ def plan_cost(
         # finished segments tell.
         budget = dataclasses.replace(budget, bits=budget.bits - max(excess, 2**-6))
     # The order inside a class changes neither its cost nor the choice: once, for the plan at last.
-    ordered = tuple(
-        _in_best_order(group, plan, stats, samples, source)
-        for group, plan in zip(groups, planned, strict=True)
-    )
+    ordered = planned
+    if orders_classes:
+        ordered = tuple(
+            _in_best_order(group, plan, stats, samples, source)
+            for group, plan in zip(groups, planned, strict=True)
+        )
     total = sum(
         total_damage(found.damage, choice) for found, choice in zip(damage, choices, strict=True)
     )

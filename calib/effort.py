@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from mmcompile.sites import SiteGroup
 
 
 class Effort(enum.StrEnum):
@@ -40,8 +43,9 @@ class Work:
             nearest.
         dampings: of the Hessian, relative to its diagonal's mean; the best on held-back rows is
             taken.
-        operations: multiplications that making all Hessians may take, and rounding all weights;
-            larger models get fewer rows, and one damping.
+        operations: multiplications that making all Hessians may take, and rounding all weights.
+            A larger model gets fewer rows, and not what gains least for its time: one damping, no
+            correction for rounded inputs, classes in the order of max |x|.
     """
 
     gradient_samples: int
@@ -51,14 +55,18 @@ class Work:
     dampings: tuple[float, ...]
     operations: float = math.inf
 
-    def rows(self, squares: int) -> int:
-        """Token rows per tensor for error feedback, Σ K² over all Hessians given."""
-        affordable = self.operations / max(1, squares)
-        return int(min(self.feedback_rows, max(LEAST_ROWS, affordable)))
+    def rows(self, groups: Sequence[SiteGroup]) -> int:
+        """Token rows per tensor for error feedback."""
+        squares = sum(group.in_channels**2 for group in groups)
+        return int(min(self.feedback_rows, max(LEAST_ROWS, self.operations / max(1, squares))))
 
-    def tried_dampings(self, products: int) -> tuple[float, ...]:
-        """Dampings to try, Σ N·K² over all weights given: correcting and rounding take three."""
-        return self.dampings if 3 * len(self.dampings) * products <= self.operations else (DAMPING,)
+    def is_thorough(self, groups: Sequence[SiteGroup]) -> bool:
+        """Whether the model is small enough for all steps.
+
+        Correcting and rounding a weight take 3·N·K² multiplications, for each damping.
+        """
+        products = sum(group.out_channels * group.in_channels**2 for group in groups)
+        return 3 * len(_DAMPINGS) * products <= self.operations
 
 
 _DAMPINGS = (0.01, 0.05, 0.25)

@@ -57,11 +57,13 @@ class SampledInputs:
         held_back: float32[S, K] of other samples, what both ways of rounding are compared on.
         dampings: what is added to the Hessian's diagonal, relative to its mean; of several the
             one with the least error is kept.
+        corrects: whether weights are corrected for the rounding of their inputs.
     """
 
     seen: F32
     held_back: F32
     dampings: tuple[float, ...]
+    corrects: bool = True
 
 
 def pack_group(
@@ -213,7 +215,8 @@ class _Feedback:
             factor = gain = None  # lets go of their memory before the next are made
             factor = factorize(hessian(seen), damping)
             if factor is not None:
-                gain = correction(factor, self._in_order(self._inputs.seen), seen)
+                if self._inputs.corrects:
+                    gain = correction(factor, self._in_order(self._inputs.seen), seen)
                 for layer, found in zip(layers, trials, strict=True):
                     found.append(self._try(layer, factor, gain, source))
         return [

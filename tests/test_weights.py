@@ -1,13 +1,16 @@
 """Which rounding of weights is in force, and error feedback from the command line to the report."""
 
 import tempfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import mmcompile
+from mmcompile import pack
+from mmcompile.calib import cost_plan
 from mmcompile.calib.data import CalibrationData
-from mmcompile.calib.effort import DAMPING, LEAST_ROWS, WORK, Effort, Weights
+from mmcompile.calib.effort import DAMPING, LEAST_ROWS, WORK, Effort, Weights, Work
 from mmcompile.calib.policy import POLICIES, Policy
 from mmcompile.cli.commands import cli
 from mmcompile.errors import ExitCode, UsageError
@@ -105,16 +108,34 @@ def test_choices_of_the_command_line_are_those_of_the_pipeline():
     assert list(choices["effort"].choices) == [effort.value for effort in Effort]
 
 
-def test_large_models_get_fewer_rows_and_one_damping():
+def test_large_models_get_fewer_rows_and_not_every_step():
     balanced, best = WORK[Effort.BALANCED], WORK[Effort.BEST]
-    small, large = 10**6, 10**11
+
+    def layers(channels, count=1):
+        return [SimpleNamespace(in_channels=channels, out_channels=channels)] * count
+
+    small, large = layers(64), layers(8192, 100)
     assert balanced.rows(small) == balanced.feedback_rows
     assert balanced.rows(large) == LEAST_ROWS
-    assert LEAST_ROWS < balanced.rows(2**38 // 10_000) == 10_000
-    assert balanced.tried_dampings(small) == balanced.dampings
-    assert balanced.tried_dampings(large) == (DAMPING,)
+    assert LEAST_ROWS < balanced.rows(layers(2**10, 2**5)) == 2**13
+    assert balanced.is_thorough(small)
+    assert not balanced.is_thorough(large)
     assert best.rows(large) == best.feedback_rows
-    assert best.tried_dampings(large) == best.dampings
+    assert best.is_thorough(large)
+
+
+def test_what_large_models_get(work, monkeypatch):
+    """One damping, no correction, and classes in the order of max |x|."""
+    steps = []
+    monkeypatch.setattr(pack, "correction", lambda *_: steps.append("correction"))
+    monkeypatch.setattr(cost_plan, "in_best_order", lambda *_: steps.append("order"))
+    monkeypatch.setattr(Work, "is_thorough", lambda *_: False)
+    assert work.compile("--policy", "cost").code == 0
+    assert not steps
+    assert {one.reason for one in roundings(report_of(work))} <= REASONS
+    _, inputs = inputs_of(work, Weights.GPTQ)
+    with inputs:
+        assert inputs(prepare(work.model, Selection()).groups[0]).dampings == (DAMPING,)
 
 
 # The rows that it needs

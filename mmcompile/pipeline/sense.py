@@ -54,7 +54,14 @@ def plan_by_cost(
     def planned(budget: Budget) -> QuantPlan:
         asked = dataclasses.replace(policy, target=budget, max_error=None)
         return plan_cost(
-            prepared.groups, stats, samples, damage, asked, prepared.source, prepared.left_alone
+            prepared.groups,
+            stats,
+            samples,
+            damage,
+            asked,
+            prepared.source,
+            prepared.left_alone,
+            orders_classes=WORK[effort].is_thorough(prepared.groups),
         )
 
     if policy.max_error is None:

@@ -11,7 +11,7 @@ from typing import Self
 
 from mmcompile.calib.collect import collect_token_rows
 from mmcompile.calib.data import CalibrationData
-from mmcompile.calib.effort import WORK, Effort, Weights
+from mmcompile.calib.effort import DAMPING, WORK, Effort, Weights
 from mmcompile.calib.policy import COST, watched_tensor
 from mmcompile.calib.token_rows import TokenRows, TokenRowWriter
 from mmcompile.errors import UsageError
@@ -145,7 +145,7 @@ class WeightInputs:
             self._writer = TokenRowWriter(
                 tuple(dict.fromkeys(map(watched_tensor, self._prepared.groups))),
                 self._data,
-                self._work.rows(sum(group.in_channels**2 for group in self._prepared.groups)),
+                self._work.rows(self._prepared.groups),
                 Path(self._exit.enter_context(folder)),
             )
         return self._writer
@@ -178,5 +178,6 @@ class WeightInputs:
         if rows is None:
             return None
         seen, held_back = rows.split(watched_tensor(sites).key)
-        products = sum(g.out_channels * g.in_channels**2 for g in self._prepared.groups)
-        return SampledInputs(seen, held_back, self._work.tried_dampings(products))
+        if self._work.is_thorough(self._prepared.groups):
+            return SampledInputs(seen, held_back, self._work.dampings)
+        return SampledInputs(seen, held_back, (DAMPING,), corrects=False)
