@@ -34,7 +34,6 @@ from mmcompile.calib.cost import CLASSES, Budget, Objective, candidates
 from mmcompile.calib.effort import DAMPING, WORK, Effort, Weights
 from mmcompile.calib.gradient_rows import GradientSamples
 from mmcompile.calib.policy import COST, Policy
-from mmcompile.correction import Correction
 from mmcompile.pipeline import sense
 from mmcompile.plan import QuantPlan
 
@@ -81,9 +80,9 @@ def _one_damping(subject: Subject) -> AbstractContextManager[object]:
     return mock.patch.object(subject.inputs, "_work", work)
 
 
-def _whole_step(weight: F32, correction: Correction, quantized: F32, wanted: F32) -> F32:
+def _whole_step(weight: F32, gain: F32, quantized: F32, wanted: F32) -> F32:
     del quantized, wanted
-    return weight + correction.step(weight)
+    return weight + weight @ gain.T
 
 
 OF_THE_PLAN = (

@@ -44,8 +44,8 @@ class Work:
         dampings: of the Hessian, relative to its diagonal's mean; the best on held-back rows is
             taken.
         operations: multiplications that making all Hessians may take, and rounding all weights.
-            A larger model gets fewer rows, and not what gains least for its time: one damping, no
-            correction for rounded inputs, classes in the order of max |x|.
+            A larger model gets fewer rows, and not what gains least for its time: one damping, and
+            classes in the order of max |x|.
     """
 
     gradient_samples: int

@@ -35,12 +35,10 @@ class Factor:
     Attributes:
         upper: float32[K, K], U above its diagonal; the other entries mean nothing.
         diagonal: float32[K], D, positive.
-        damping: λ, what was added to the diagonal of XᵀX / R.
     """
 
     upper: F32
     diagonal: F32
-    damping: float
 
 
 def hessian(rows: F32) -> F32:
@@ -71,8 +69,7 @@ def factorize(matrix: F32, damping: float) -> Factor | None:
     used = diagonal[diagonal > 0]
     if not used.size or not np.isfinite(diagonal).all():
         return None
-    added = damping * float(used.mean(dtype=np.float64))
-    np.einsum("kk->k", matrix)[:] += np.float32(added)
+    np.einsum("kk->k", matrix)[:] += np.float32(damping * float(used.mean(dtype=np.float64)))
     found = np.empty(len(matrix), np.float32)
     try:
         for stop in range(len(matrix), 0, -BLOCK):
@@ -81,7 +78,7 @@ def factorize(matrix: F32, damping: float) -> Factor | None:
         return None
     if not (np.isfinite(found).all() and (found > 0).all()):
         return None
-    return Factor(matrix, found, added)
+    return Factor(matrix, found)
 
 
 def _factor_block(matrix: F32, start: int, stop: int, diagonal: F32) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmcompile import _native
-from mmcompile.correction import Correction, corrected, correction
+from mmcompile.correction import corrected, correction
 from mmcompile.errors import UnsupportedModelError
 from mmcompile.feedback import round_with_feedback
 from mmcompile.formats import E8M0_BIAS
@@ -57,13 +57,11 @@ class SampledInputs:
         held_back: float32[S, K] of other samples, what both ways of rounding are compared on.
         dampings: what is added to the Hessian's diagonal, relative to its mean; of several the
             one with the least error is kept.
-        corrects: whether weights are corrected for the rounding of their inputs.
     """
 
     seen: F32
     held_back: F32
     dampings: tuple[float, ...]
-    corrects: bool = True
 
 
 def pack_group(
@@ -215,8 +213,7 @@ class _Feedback:
             factor = gain = None  # lets go of their memory before the next are made
             factor = factorize(hessian(seen), damping)
             if factor is not None:
-                if self._inputs.corrects:
-                    gain = correction(factor, self._in_order(self._inputs.seen), seen)
+                gain = correction(factor, self._in_order(self._inputs.seen), seen)
                 for layer, found in zip(layers, trials, strict=True):
                     found.append(self._try(layer, factor, gain, source))
         return [
@@ -232,9 +229,7 @@ class _Feedback:
             return "the sampled inputs hold NaN or infinity"
         return ""
 
-    def _try(
-        self, layer: _Layer, factor: Factor, gain: Correction | None, source: SourceModel
-    ) -> _Trial:
+    def _try(self, layer: _Layer, factor: Factor, gain: F32 | None, source: SourceModel) -> _Trial:
         """Rounds a layer's weight; its rows are replaced where that errs less."""
         codes, scales = np.zeros_like(layer.codes), np.zeros_like(layer.scales)
         before, after = np.zeros(2), np.zeros(2)

@@ -254,7 +254,7 @@ def test_without_correlation_feedback_is_rounding_to_nearest(name):
     plan = planned(PLANS[name], padding=13)
     weight, _, _ = problem(plan)
     channels = weight.shape[1]
-    identity = Factor(np.eye(channels, dtype=np.float32), np.ones(channels, np.float32), 0.0)
+    identity = Factor(np.eye(channels, dtype=np.float32), np.ones(channels, np.float32))
     codes, scales = round_packed(weight, plan, identity)
     plain_codes, plain_scales = plainly_rounded(weight, plan)
     np.testing.assert_array_equal(scales, plain_scales)
@@ -267,7 +267,7 @@ def test_entries_below_the_diagonal_mean_nothing():
     factor = factorize(hessian(rows), DAMPING)
     codes, scales = round_packed(weight, plan, factor)
     noise = np.random.default_rng(5).standard_normal(factor.upper.shape).astype(np.float32)
-    other = Factor(np.triu(factor.upper, 1) + np.tril(noise), factor.diagonal, factor.damping)
+    other = Factor(np.triu(factor.upper, 1) + np.tril(noise), factor.diagonal)
     other_codes, other_scales = round_packed(weight, plan, other)
     np.testing.assert_array_equal(codes, other_codes)
     np.testing.assert_array_equal(scales, other_scales)

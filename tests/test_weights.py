@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import mmcompile
-from mmcompile import pack
 from mmcompile.calib import cost_plan
 from mmcompile.calib.data import CalibrationData
 from mmcompile.calib.effort import DAMPING, LEAST_ROWS, WORK, Effort, Weights, Work
@@ -125,9 +124,8 @@ def test_large_models_get_fewer_rows_and_not_every_step():
 
 
 def test_what_large_models_get(work, monkeypatch):
-    """One damping, no correction, and classes in the order of max |x|."""
+    """One damping, and classes in the order of max |x|."""
     steps = []
-    monkeypatch.setattr(pack, "correction", lambda *_: steps.append("correction"))
     monkeypatch.setattr(cost_plan, "in_best_order", lambda *_: steps.append("order"))
     monkeypatch.setattr(Work, "is_thorough", lambda *_: False)
     assert work.compile("--policy", "cost").code == 0

@@ -178,6 +178,5 @@ class WeightInputs:
         if rows is None:
             return None
         seen, held_back = rows.split(watched_tensor(sites).key)
-        if self._work.is_thorough(self._prepared.groups):
-            return SampledInputs(seen, held_back, self._work.dampings)
-        return SampledInputs(seen, held_back, (DAMPING,), corrects=False)
+        thorough = self._work.is_thorough(self._prepared.groups)
+        return SampledInputs(seen, held_back, self._work.dampings if thorough else (DAMPING,))
