@@ -25,7 +25,7 @@ BLOCK = 192
 _LEAF = 64
 """Rows of a triangle that are inverted at once."""
 _STRIP = 256
-"""Rows of H that are updated at once, so that no second array of K² is needed."""
+"""Rows of H that are computed at once."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _inverse(factor: Factor, start: int, stop: int) -> F32:
 def _unit_inverse(upper: F64) -> F64:
     """The inverse of a unit upper triangular matrix, half by half: products, which BLAS is fast at.
 
-    numpy's general inverse takes six times as long.
+    numpy's general inverse of such a block takes more than twice as long.
     """
     size = len(upper)
     if size <= _LEAF:
