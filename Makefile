@@ -39,8 +39,6 @@ $(VENV)/.installed: pyproject.toml
 
 .PHONY: native
 native: $(VENV)/.installed
-	@ln -sfn ../passes mmcompile/passes
-	@ln -sfn ../calib mmcompile/calib
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S . -B build/native -G Ninja -Wno-dev \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(RUN) -DMMCOMPILE_INPLACE=ON \
 	  -DMMCOMPILE_WERROR=$(if $(CI),ON,OFF) > build/native.log 2>&1 \
@@ -87,4 +85,4 @@ wheel: dev  ## build the wheel into dist/
 	@$(RUN) -m pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .
 
 clean:  ## remove everything that was built
-	@rm -rf build dist $(VENV) mmcompile/passes mmcompile/calib mmcompile/*.so
+	@rm -rf build dist $(VENV) mmcompile/*.so

@@ -28,14 +28,14 @@ from benchmarks.measure import environment, show
 from benchmarks.plans import MX_CLASSES, planned
 from benchmarks.policy import subjects
 from benchmarks.subjects import Subject, add_arguments, error_of
-from mmcompile import pack
 from mmcompile.calib import class_order, cost_plan
-from mmcompile.calib.cost import CLASSES, Budget, Objective, candidates
-from mmcompile.calib.effort import DAMPING, WORK, Effort, Weights
 from mmcompile.calib.gradient_rows import GradientSamples
-from mmcompile.calib.policy import COST, Policy
+from mmcompile.effort import DAMPING, WORK, Effort, Weights
 from mmcompile.pipeline import sense
 from mmcompile.plan import QuantPlan
+from mmcompile.policy.options import COST, Policy
+from mmcompile.policy.pairs import CLASSES, Budget, Objective, candidates
+from mmcompile.weights import pack
 
 BUDGETS = {"MX": (MX_CLASSES, Budget(1.25, 5.25)), "with NVFP4": (CLASSES, Budget(1.25, 5.0))}
 F32 = npt.NDArray[np.float32]

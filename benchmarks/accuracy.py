@@ -29,14 +29,14 @@ import numpy.typing as npt
 
 from benchmarks import models
 from benchmarks.measure import environment, show
-from mmcompile.calib.order import Order
-from mmcompile.calib.policy import MICROMIX, Policy
-from mmcompile.calib.split import Thresholds
-from mmcompile.calib.text import load_tokenizer
+from mmcompile.data.text import load_tokenizer
+from mmcompile.model.session import Purpose, open_session
 from mmcompile.pipeline.compile import compile_model
 from mmcompile.pipeline.options import CompileOptions, CompileResult, DataOptions, VerifyOptions
 from mmcompile.plan import QuantPlan
-from mmcompile.session import Purpose, open_session
+from mmcompile.policy.options import MICROMIX, Policy
+from mmcompile.policy.order import Order
+from mmcompile.policy.split import Thresholds
 
 Feeds = list[dict[str, npt.NDArray[np.int64]]]
 CALIBRATION_PARAGRAPHS = 32

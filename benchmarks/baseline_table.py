@@ -19,13 +19,13 @@ import numpy as np
 
 from benchmarks import accuracy, models
 from benchmarks.measure import show
-from mmcompile.calib.policy import MICROMIX, Policy
-from mmcompile.calib.split import Thresholds
-from mmcompile.passes.baselines import write_baseline
-from mmcompile.passes.find_linears import Selection
+from mmcompile.model.passes.baselines import write_baseline
+from mmcompile.model.passes.find_linears import Selection
 from mmcompile.pipeline.calibrate import calibrated, open_inputs
 from mmcompile.pipeline.options import DataOptions
 from mmcompile.pipeline.prepare import prepare
+from mmcompile.policy.options import MICROMIX, Policy
+from mmcompile.policy.split import Thresholds
 from mmcompile.progress import Silent
 
 BASELINES = (

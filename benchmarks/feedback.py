@@ -35,9 +35,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.measure import environment, run_process, show
-from mmcompile.feedback import round_with_feedback
-from mmcompile.hessian import Factor, factorize, hessian
 from mmcompile.plan import SCALE_WORD, GroupPlan, Segment, format_order
+from mmcompile.weights.feedback import round_with_feedback
+from mmcompile.weights.hessian import Factor, factorize, hessian
 
 F32 = npt.NDArray[np.float32]
 GIB = 2**30

@@ -28,10 +28,10 @@ from benchmarks.plans import (
     with_e2m3,
 )
 from benchmarks.subjects import Subject, add_arguments, both_errors, minilm
-from mmcompile.calib.cost import CLASSES, Budget
-from mmcompile.calib.policy import COST, UNIFORM, Policy
-from mmcompile.pipeline.analysis.figures import speed_cost
+from mmcompile.analysis.figures import speed_cost
 from mmcompile.plan import QuantPlan
+from mmcompile.policy.options import COST, UNIFORM, Policy
+from mmcompile.policy.pairs import CLASSES, Budget
 
 COST_OF_MIXTURES = 1.25
 COSTS = (1.0, COST_OF_MIXTURES, 2.0)

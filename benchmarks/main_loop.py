@@ -21,7 +21,7 @@ VARIANTS = ("mxfp4", "nvfp4", "mxfp8", "mxfp8 W4", "mxfp8 W6 e2m3", "mxfp8 W6 e3
 SCHEDULERS = 4
 """Sub-partitions of a multiprocessor, with a tensor core and one issue slot per clock each."""
 FLOP_PER_CLOCK = {"OMMA": 4096, "QMMA": 2048}
-"""Per multiprocessor of sm_120, block-scaled e2m1 and e4m3; quoted, see mmcompile/target.py."""
+"""Per multiprocessor of sm_120, block-scaled e2m1 and e4m3; quoted, see mmcompile/targets/."""
 MMA_FLOP = {"OMMA": 2 * 16 * 8 * 64, "QMMA": 2 * 16 * 8 * 32}
 """Of m16n8k64 and m16n8k32."""
 MMA_CYCLES = {name: flop * SCHEDULERS // FLOP_PER_CLOCK[name] for name, flop in MMA_FLOP.items()}

@@ -75,7 +75,7 @@ def export_llama(folder: Path) -> None:
     import torch
     import transformers
 
-    from mmcompile.export import export_model
+    from mmcompile.exporting import export_model
 
     torch.manual_seed(0)
     config = transformers.LlamaConfig(

@@ -34,21 +34,21 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from mmcompile.calib.data import RANDOM, open_data
+from mmcompile.data.dataset import RANDOM, open_data
 from mmcompile.errors import (
     MMCompileError,
     UnsupportedModelError,
     UsageError,
     VerificationError,
 )
-from mmcompile.graph import ModelWriter, SourceModel
-from mmcompile.graph.walk import all_graphs, all_nodes
-from mmcompile.passes.constants import ConstantFinder
-from mmcompile.passes.find_linears import Selection
+from mmcompile.model import ModelWriter, SourceModel
+from mmcompile.model.passes.constants import ConstantFinder
+from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.session import open_session
+from mmcompile.model.sites import LinearSite, SiteGroup
+from mmcompile.model.walk import all_graphs, all_nodes
 from mmcompile.pipeline.prepare import input_specs, prepare
 from mmcompile.plan import LeftAlone
-from mmcompile.session import open_session
-from mmcompile.sites import LinearSite, SiteGroup
 
 TOLERANCE = 1e-5
 """Largest difference of an output, relative to its largest value."""

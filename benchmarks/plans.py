@@ -10,14 +10,13 @@ import msgspec
 import numpy as np
 
 from benchmarks.subjects import Subject, stats
-from mmcompile.calib import cost_plan
-from mmcompile.calib.cost import CLASSES, NO_BUDGET, NVFP4, FormatPair
-from mmcompile.calib.cost_plan import GroupDamage, plan_cost
+from mmcompile.analysis.figures import speed_cost
 from mmcompile.calib.gradient_rows import GradientSamples
-from mmcompile.calib.policy import COST, MICROMIX, Policy, make_plan
 from mmcompile.pipeline import sense
-from mmcompile.pipeline.analysis.figures import speed_cost
 from mmcompile.plan import QuantPlan
+from mmcompile.policy.cost import GroupDamage, measure_damage, plan_cost
+from mmcompile.policy.options import COST, MICROMIX, Policy, make_plan
+from mmcompile.policy.pairs import CLASSES, NO_BUDGET, NVFP4, FormatPair
 from mmcompile.progress import Silent
 
 FACTORS = tuple(float(x) for x in np.geomspace(0.15, 14, 32))
@@ -48,9 +47,7 @@ def _measured(
     """Gradients, and the damage that all budgets of a policy share."""
     prepared, found = subject.prepared, stats(subject, policy.ratios)
     samples = sense.sensed(prepared, subject.data, found.samples, seed, Silent())
-    damage = cost_plan.measure_damage(
-        prepared.groups, found, samples, policy, prepared.source, Silent()
-    )
+    damage = measure_damage(prepared.groups, found, samples, policy, prepared.source, Silent())
     return samples, damage
 
 

@@ -36,10 +36,10 @@ from benchmarks.plans import (
     with_e2m3,
 )
 from benchmarks.subjects import Subject, add_arguments, babyllama, both_errors, minilm
-from mmcompile.calib.cost import CLASSES, Budget, FormatPair, Objective
-from mmcompile.calib.policy import COST, MICROMIX, UNIFORM, Policy
-from mmcompile.pipeline.analysis.figures import speed_cost
+from mmcompile.analysis.figures import speed_cost
 from mmcompile.plan import QuantPlan
+from mmcompile.policy.options import COST, MICROMIX, UNIFORM, Policy
+from mmcompile.policy.pairs import CLASSES, Budget, FormatPair, Objective
 
 COSTS = (1.1, 1.25, 1.5, 2.0)
 BITS = (4.27, 4.5, 5.0, 6.0)

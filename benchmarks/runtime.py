@@ -32,9 +32,9 @@ from benchmarks.measure import (
     run_process,
     show,
 )
-from mmcompile.calib.policy import Policy
 from mmcompile.pipeline.compile import compile_model
 from mmcompile.pipeline.options import CompileOptions, DataOptions, VerifyOptions
+from mmcompile.policy.options import Policy
 
 GOAL = 2.0
 """The compiled model is to take at most this many times the original's time."""

@@ -17,17 +17,17 @@ import numpy.typing as npt
 
 from benchmarks import models
 from benchmarks.accuracy import Feeds, negative_log_likelihood, paragraphs, run_all, similarity
-from mmcompile.calib.data import CalibrationData, open_data
-from mmcompile.calib.effort import Effort, Weights
 from mmcompile.calib.stats import ActivationStats
-from mmcompile.passes.find_linears import Selection
+from mmcompile.data.dataset import CalibrationData, open_data
+from mmcompile.effort import Effort, Weights
+from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.session import Purpose, open_session
 from mmcompile.pipeline.calibrate import calibrated
 from mmcompile.pipeline.prepare import Prepared, input_specs, prepare
 from mmcompile.pipeline.trial import write_trial
 from mmcompile.pipeline.weights import WeightInputs, no_inputs
 from mmcompile.plan import QuantPlan
 from mmcompile.progress import Silent
-from mmcompile.session import Purpose, open_session
 
 SMALL_SAMPLES, SMALL_TOKENS = 16, 64
 """Random inputs of a small model, to calibrate and as many others to measure."""

@@ -22,11 +22,11 @@ from benchmarks import models
 from benchmarks.measure import environment, show
 from benchmarks.plans import MX_CLASSES, planned, with_e2m3
 from benchmarks.subjects import Subject, add_output_arguments, error_of, small
-from mmcompile.calib.cost import CLASSES, Budget
-from mmcompile.calib.effort import Weights
-from mmcompile.calib.policy import COST, MICROMIX, Policy
-from mmcompile.pipeline.analysis.figures import speed_cost
+from mmcompile.analysis.figures import speed_cost
+from mmcompile.effort import Weights
 from mmcompile.plan import QuantPlan
+from mmcompile.policy.options import COST, MICROMIX, Policy
+from mmcompile.policy.pairs import CLASSES, Budget
 
 NAMES = ("llama", "qwen2", "qwen3", "bert", "gpt2")
 SIZES = (32, 128)

@@ -11,15 +11,15 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from mmcompile.graph import ModelWriter, SourceModel, load_model
-from mmcompile.pack import pack_group
+from mmcompile.model import ModelWriter, SourceModel, load_model
+from mmcompile.model.passes.find_linears import Selection, find_linears
+from mmcompile.model.passes.group_sites import group_sites
+from mmcompile.model.passes.name_nodes import name_nodes
+from mmcompile.model.passes.rewrite_linears import packed_names, rewrite_linears
+from mmcompile.model.sites import LinearSite, SiteGroup
 from mmcompile.packed import PackedLinear
-from mmcompile.passes.find_linears import Selection, find_linears
-from mmcompile.passes.group_sites import group_sites
-from mmcompile.passes.name_nodes import name_nodes
-from mmcompile.passes.rewrite_linears import packed_names, rewrite_linears
 from mmcompile.plan import GroupPlan, LeftAlone, Segment, format_order
-from mmcompile.sites import LinearSite, SiteGroup
+from mmcompile.weights.pack import pack_group
 
 MIXED = (
     (32, "mxfp4", "mxfp4", 1.75, 1.75),

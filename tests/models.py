@@ -92,8 +92,8 @@ def export_small_model(name: str, folder: Path, seed: int = 0, **options: Any) -
 
     Options go to `export_model`.
     """
-    from mmcompile.export import export_model
-    from mmcompile.export.source import quiet
+    from mmcompile.exporting import export_model
+    from mmcompile.exporting.source import quiet
 
     with quiet():
         small_model(name, seed).save_pretrained(folder / CHECKPOINT)

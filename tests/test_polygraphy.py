@@ -10,10 +10,10 @@ import pytest
 from polygraphy.comparator import CosineSimilarityCompareFunc, IterationResult, SnrCompareFunc
 
 from mmcompile import CompileOptions, compile_model
-from mmcompile.build.bundle import polygraphy_lines
-from mmcompile.passes.find_linears import Selection
+from mmcompile.backends.engines.bundle import polygraphy_lines
+from mmcompile.model.passes.find_linears import Selection
 from mmcompile.pipeline.options import DataOptions
-from mmcompile.verify.metrics import Agreement
+from mmcompile.verification.metrics import Agreement
 from tests.models import linear_model
 
 

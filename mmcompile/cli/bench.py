@@ -102,8 +102,8 @@ def bench_command(model: Path | None, as_json: bool, **values: Any) -> int:
 
 
 def _modelled(model: Path, points: Sequence[Any], values: dict[str, Any]) -> Any:
-    from mmcompile.gpus import parse_gpu
-    from mmcompile.pipeline.benchmark import modelled_bench
+    from mmcompile.bench.model import modelled_bench
+    from mmcompile.targets.gpus import parse_gpu
 
     if values["variants"]:
         raise click.UsageError("--engine has no effect beside --modelled")
@@ -112,7 +112,7 @@ def _modelled(model: Path, points: Sequence[Any], values: dict[str, Any]) -> Any
 
 
 def _kernels(model: Path | None, points: Sequence[Any], values: dict[str, Any], quiet: bool) -> Any:
-    from mmcompile.pipeline.kernel_bench import kernel_bench
+    from mmcompile.bench.kernel_bench import kernel_bench
 
     rows = tuple(dict.fromkeys(point.rows for point in points))
     selection = make_selection(values)
@@ -120,7 +120,7 @@ def _kernels(model: Path | None, points: Sequence[Any], values: dict[str, Any], 
 
 
 def _engines(model: Path, points: Sequence[Any], values: dict[str, Any], quiet: bool) -> Any:
-    from mmcompile.pipeline.engine_bench import engine_bench
+    from mmcompile.bench.engine_bench import engine_bench
 
     variants = [_variant(text) for text in values["variants"]]
     data, selection = make_data(values), make_selection(values)
@@ -145,7 +145,7 @@ def _write(result: Any, values: dict[str, Any]) -> None:
         packed = msgspec.json.format(msgspec.json.encode(result), indent=1)
         write_text(values["output"], packed.decode() + "\n")
     if values["html"] is not None:
-        from mmcompile.pipeline.bench_page import bench_page
+        from mmcompile.bench.page import bench_page
         from mmcompile.report.bench import render_bench
 
         write_text(values["html"], render_bench(bench_page(result)))

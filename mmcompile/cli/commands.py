@@ -102,9 +102,9 @@ def compile_command(
     The word 'compile' may be left out. Without --calib and --plan, only the policies of one MX
     format (mxfp4, mxfp6, mxfp8) can be compiled, and --dry-run gives sizes for each format.
     """
-    from mmcompile.calib.effort import Effort, Weights
     from mmcompile.cli.console import print_json
     from mmcompile.cli.tables import print_forecast, print_outcome, print_report
+    from mmcompile.effort import Effort, Weights
     from mmcompile.pipeline.compile import compile_model
     from mmcompile.pipeline.forecast import forecast
     from mmcompile.pipeline.options import CompileOptions
@@ -189,7 +189,7 @@ def export_command(source: str, output: Path, dtype: Any, opset: int, task: str 
 
     The factory returns a module, its example inputs and their dynamic shapes.
     """
-    from mmcompile.export import export_model
+    from mmcompile.exporting import export_model
 
     say = _say if sys.stderr.isatty() else None
     written = export_model(source, output, dtype=dtype, opset=opset, task=task, progress=say)
@@ -255,7 +255,7 @@ def calibrate_command(
     for the policy cost, which needs the data itself. A plan does not depend on how weights are
     rounded: --weights says what --max-error is measured with.
     """
-    from mmcompile.calib.effort import Effort, Weights
+    from mmcompile.effort import Effort, Weights
     from mmcompile.pipeline.planning import make_plan_file
 
     refuse_of_other_policies(context)

@@ -13,10 +13,10 @@ from mmcompile.cli.help import SECTIONS
 from mmcompile.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmcompile.build.options import BuildOptions
-    from mmcompile.calib.policy import Policy
-    from mmcompile.passes.find_linears import Selection
+    from mmcompile.backends.engines.options import BuildOptions
+    from mmcompile.model.passes.find_linears import Selection
     from mmcompile.pipeline.options import DataOptions, VerifyOptions
+    from mmcompile.policy.options import Policy
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
@@ -320,10 +320,10 @@ def make_policy(values: dict[str, Any]) -> Policy:
     Raises:
         UsageError: options contradict each other, or a value is impossible.
     """
-    from mmcompile.calib.cost import CLASSES, Budget, Objective
-    from mmcompile.calib.order import Order
-    from mmcompile.calib.policy import COST, Policy
-    from mmcompile.calib.split import Thresholds
+    from mmcompile.policy.options import COST, Policy
+    from mmcompile.policy.order import Order
+    from mmcompile.policy.pairs import CLASSES, Budget, Objective
+    from mmcompile.policy.split import Thresholds
 
     for name in ("target_speed", "target_bits", "max_error", "classes"):
         if values[name] is not None and values["policy"] != COST:
@@ -346,7 +346,7 @@ def make_policy(values: dict[str, Any]) -> Policy:
 
 def make_selection(values: dict[str, Any]) -> Selection:
     """The selection that the options ask for."""
-    from mmcompile.passes.find_linears import Selection
+    from mmcompile.model.passes.find_linears import Selection
 
     return Selection(tuple(values["include"]), tuple(values["exclude"]), values["quantize_heads"])
 
@@ -368,7 +368,7 @@ def make_data(values: dict[str, Any]) -> DataOptions:
 
 def make_build(values: dict[str, Any]) -> BuildOptions:
     """How the options want the engine built."""
-    from mmcompile.build.options import BuildOptions, parse_bytes
+    from mmcompile.backends.engines.options import BuildOptions, parse_bytes
 
     workspace = values["workspace"]
     return BuildOptions(

@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from mmcompile.cli.console import open_console
+from mmcompile.model.sites import SiteGroup
 from mmcompile.pipeline.forecast import Forecast
 from mmcompile.pipeline.options import CompileOptions, CompileResult
 from mmcompile.pipeline.prepare import Prepared
@@ -28,7 +29,6 @@ from mmcompile.report.summary import (
     reason_groups,
     verdict,
 )
-from mmcompile.sites import SiteGroup
 from mmcompile.tables import Name, open_table
 
 

@@ -26,8 +26,8 @@ from mmcompile.cuda.layers import (
 )
 from mmcompile.cuda.machine import Enqueue, GpuMachine
 from mmcompile.cuda.timing import Timing, time_calls
-from mmcompile.gpus import identify_gpu
 from mmcompile.kernels import BFLOAT16, KernelError
+from mmcompile.targets.gpus import identify_gpu
 
 ROWS, CHANNELS, OUT_CHANNELS = 8192, 8192, 8192
 """Of the products: 1.1 TFLOP each, some 20 times what their bytes cost on any of the GPUs."""

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmcompile.errors import UsageError
-from mmcompile.graph import SourceModel, load_model
-from mmcompile.passes.find_linears import Selection
+from mmcompile.model import SourceModel, load_model
+from mmcompile.model.passes.find_linears import Selection
 from mmcompile.pipeline.calibrate import open_inputs
 from mmcompile.pipeline.delivery import build_with_outputs
 from mmcompile.pipeline.options import DataOptions, VerifyOptions
@@ -30,8 +30,8 @@ from mmcompile.pipeline.verification import (
 from mmcompile.progress import Progress, Silent
 from mmcompile.report.model import VerificationReport
 from mmcompile.runtime import Engine
-from mmcompile.verify.metrics import Agreement
-from mmcompile.verify.outputs import LayerSpec, run_marked
+from mmcompile.verification.metrics import Agreement
+from mmcompile.verification.outputs import LayerSpec, run_marked
 
 Sample = Mapping[str, npt.NDArray[np.generic]]
 

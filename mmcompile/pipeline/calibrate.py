@@ -10,14 +10,14 @@ from pathlib import Path
 
 from mmcompile.cache import cache_folder, cache_key
 from mmcompile.calib.collect import ROW_LIMIT, ROWS_PER_SAMPLE, collect
-from mmcompile.calib.data import CalibrationData, hold_back, open_data
 from mmcompile.calib.instrument import WatchedTensor
-from mmcompile.calib.policy import watched_tensor
 from mmcompile.calib.stats import STATS_VERSION, ActivationStats
 from mmcompile.calib.token_rows import TokenRowWriter
+from mmcompile.data.dataset import CalibrationData, hold_back, open_data
 from mmcompile.errors import UsageError
 from mmcompile.pipeline.options import DataOptions
 from mmcompile.pipeline.prepare import Prepared, input_specs
+from mmcompile.policy.options import watched_tensor
 from mmcompile.progress import Progress
 
 

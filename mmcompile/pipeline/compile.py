@@ -9,16 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from mmcompile.build.bundle import SCRIPT_FILE
-from mmcompile.build.interface import check_model, model_interface
-from mmcompile.build.meta import BUILD_FILE, ENGINE_FILE, META_FILE
-from mmcompile.build.plugin import LIBRARY
+from mmcompile.backends.engines.bundle import SCRIPT_FILE
+from mmcompile.backends.engines.interface import check_model, model_interface
+from mmcompile.backends.engines.meta import BUILD_FILE, ENGINE_FILE, META_FILE
+from mmcompile.backends.engines.plugin import LIBRARY
 from mmcompile.errors import VerificationError
-from mmcompile.graph import ModelWriter, load_model
+from mmcompile.model import ModelWriter, load_model
+from mmcompile.model.passes.rewrite_linears import packed_names, rewrite_linears
+from mmcompile.model.sites import SiteGroup
 from mmcompile.output import DATA_FILE, MODEL_FILE, StagedOutput, disk_errors
-from mmcompile.pack import pack_group
 from mmcompile.packed import PackedLinear
-from mmcompile.passes.rewrite_linears import packed_names, rewrite_linears
 from mmcompile.pipeline.calibrate import open_inputs
 from mmcompile.pipeline.decision import Decision, decide
 from mmcompile.pipeline.delivery import choose, deliver, finish_triton
@@ -34,9 +34,9 @@ from mmcompile.plan import GroupPlan, QuantPlan, dump_plan
 from mmcompile.progress import Progress, Silent
 from mmcompile.report.html import render_html
 from mmcompile.report.model import Report, VerificationReport, write_json
-from mmcompile.sites import SiteGroup
-from mmcompile.target import parse_target
-from mmcompile.verify.nodes import layer_error
+from mmcompile.targets.target import parse_target
+from mmcompile.verification.nodes import layer_error
+from mmcompile.weights.pack import pack_group
 
 AnyArray = npt.NDArray[np.generic]
 

@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from mmcompile.calib.policy import COST, make_plan, watched_tensor
 from mmcompile.calib.stats import ActivationStats, TensorStats
+from mmcompile.model.sites import SiteGroup
 from mmcompile.pipeline.calibrate import Inputs, calibrated
 from mmcompile.pipeline.options import CompileOptions
 from mmcompile.pipeline.prepare import Prepared, match_plan
@@ -19,8 +19,8 @@ from mmcompile.pipeline.stopwatch import Stopwatch
 from mmcompile.pipeline.uncalibrated import decides_without_data, plan_without_data
 from mmcompile.pipeline.weights import WeightInputs
 from mmcompile.plan import GroupPlan, QuantPlan, load_plan
+from mmcompile.policy.options import COST, make_plan, watched_tensor
 from mmcompile.progress import Progress
-from mmcompile.sites import SiteGroup
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import msgspec
 
-from mmcompile.build.bundle import build_command, read_bundle, write_bundle
-from mmcompile.build.engine import build_engine, find_machine
-from mmcompile.build.interface import Interface
-from mmcompile.build.meta import (
+from mmcompile.backends.engines.bundle import build_command, read_bundle, write_bundle
+from mmcompile.backends.engines.engine import build_engine, find_machine
+from mmcompile.backends.engines.interface import Interface
+from mmcompile.backends.engines.meta import (
     ENGINE_FILE,
     BuildChoices,
     BundleMeta,
     EngineMeta,
 )
-from mmcompile.build.options import BuildOptions
-from mmcompile.build.plugin import LIBRARY
-from mmcompile.build.shapes import Shape, make_profiles
-from mmcompile.build.triton import check_model_name, configuration, write_repository
-from mmcompile.calib.data import CalibrationData
+from mmcompile.backends.engines.options import BuildOptions
+from mmcompile.backends.engines.plugin import LIBRARY
+from mmcompile.backends.engines.shapes import Shape, make_profiles
+from mmcompile.backends.engines.triton import check_model_name, configuration, write_repository
+from mmcompile.data.dataset import CalibrationData
 from mmcompile.errors import EnvironmentProblem
 from mmcompile.output import StagedOutput, disk_errors
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from mmcompile.calib.order import Order, channel_order
-from mmcompile.calib.policy import COST, UNIFORM, Policy
-from mmcompile.graph.tensors import is_external, storage_bytes
-from mmcompile.passes.rewrite_linears import rewrite_linears
+from mmcompile.model.passes.rewrite_linears import rewrite_linears
+from mmcompile.model.sites import SiteGroup
+from mmcompile.model.tensors import is_external, storage_bytes
 from mmcompile.pipeline.options import CompileOptions
 from mmcompile.pipeline.prepare import Prepared, prepare
 from mmcompile.pipeline.uncalibrated import plan_without_data
 from mmcompile.plan import GroupPlan, LeftAlone, QuantPlan, Segment, format_order
-from mmcompile.sites import SiteGroup
-from mmcompile.target import Target, parse_target
+from mmcompile.policy.options import COST, UNIFORM, Policy
+from mmcompile.policy.order import Order, channel_order
+from mmcompile.targets.target import Target, parse_target
 
 _MICROMIX_FORMATS = ("mxfp4", "mxfp6_e3m2", "mxfp8")
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmcompile.build.options import BuildOptions
-from mmcompile.calib.effort import Effort, Weights
-from mmcompile.calib.policy import Policy
-from mmcompile.passes.find_linears import Selection
+from mmcompile.backends.engines.options import BuildOptions
+from mmcompile.effort import Effort, Weights
+from mmcompile.model.passes.find_linears import Selection
 from mmcompile.plan import QuantPlan
+from mmcompile.policy.options import Policy
 from mmcompile.report.model import Report
 
 Feed = Mapping[str, Any]

@@ -6,13 +6,12 @@ import functools
 from pathlib import Path
 
 from mmcompile.calib.collect import ROW_LIMIT
-from mmcompile.calib.data import CalibrationData
-from mmcompile.calib.effort import Effort, Weights
-from mmcompile.calib.policy import COST, Policy, make_plan, watched_tensor
 from mmcompile.calib.stats import ActivationStats, merge
+from mmcompile.data.dataset import CalibrationData
+from mmcompile.effort import Effort, Weights
 from mmcompile.errors import UsageError
+from mmcompile.model.passes.find_linears import Selection
 from mmcompile.output import disk_errors
-from mmcompile.passes.find_linears import Selection
 from mmcompile.pipeline.calibrate import calibrated, open_inputs
 from mmcompile.pipeline.files import check_target, write_text
 from mmcompile.pipeline.options import DataOptions
@@ -21,6 +20,7 @@ from mmcompile.pipeline.sense import plan_by_cost
 from mmcompile.pipeline.uncalibrated import decides_without_data, plan_without_data
 from mmcompile.pipeline.weights import WeightInputs, weights_in_force
 from mmcompile.plan import QuantPlan, dump_plan
+from mmcompile.policy.options import COST, Policy, make_plan, watched_tensor
 from mmcompile.progress import Progress
 
 

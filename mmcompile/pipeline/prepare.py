@@ -10,16 +10,16 @@ from pathlib import Path
 
 import onnx
 
-from mmcompile.calib.data import InputSpec
+from mmcompile.data.dataset import InputSpec
 from mmcompile.errors import UnsupportedModelError, UsageError
-from mmcompile.graph import SourceModel, load_model
-from mmcompile.passes.find_linears import Selection, find_linears
-from mmcompile.passes.group_sites import group_sites
-from mmcompile.passes.name_nodes import name_nodes
-from mmcompile.passes.upcast_bfloat16 import upcast_bfloat16, uses_bfloat16
+from mmcompile.model import SourceModel, load_model
+from mmcompile.model.passes.find_linears import Selection, find_linears
+from mmcompile.model.passes.group_sites import group_sites
+from mmcompile.model.passes.name_nodes import name_nodes
+from mmcompile.model.passes.upcast_bfloat16 import upcast_bfloat16, uses_bfloat16
+from mmcompile.model.sites import SiteGroup
 from mmcompile.pipeline.files import check_name
 from mmcompile.plan import GroupPlan, LeftAlone, QuantPlan
-from mmcompile.sites import SiteGroup
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ import numpy as np
 import onnx
 
 from mmcompile import __version__
-from mmcompile.build.bundle import polygraphy_lines
-from mmcompile.calib.effort import Weights
+from mmcompile.backends.engines.bundle import polygraphy_lines
 from mmcompile.calib.stats import TensorStats
+from mmcompile.effort import Weights
+from mmcompile.model.sites import SiteGroup
 from mmcompile.output import MODEL_FILE
 from mmcompile.packed import SiteRounding
 from mmcompile.pipeline.decision import Decision
@@ -41,8 +42,7 @@ from mmcompile.report.model import (
     WeightRounding,
     channel_profile,
 )
-from mmcompile.sites import SiteGroup
-from mmcompile.target import Target
+from mmcompile.targets.target import Target
 
 BLOCK = 32
 """Channels that every segment's length is a multiple of."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from mmcompile.calib.cost import Budget, Objective
-from mmcompile.calib.data import CalibrationData
+from mmcompile.data.dataset import CalibrationData
 from mmcompile.errors import UsageError
 from mmcompile.pipeline.prepare import Prepared
 from mmcompile.pipeline.trial import TrialBench, refuse_bfloat16, worst_error
 from mmcompile.pipeline.verification import take_samples
 from mmcompile.pipeline.weights import InputsOf, no_inputs
 from mmcompile.plan import QuantPlan
+from mmcompile.policy.pairs import Budget, Objective
 from mmcompile.progress import Progress, Silent
 
 SAMPLES = 8

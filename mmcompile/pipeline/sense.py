@@ -9,17 +9,17 @@ import msgspec
 
 from mmcompile.cache import cache_folder, cache_key
 from mmcompile.calib import gradient_rows
-from mmcompile.calib.cost import Budget
-from mmcompile.calib.cost_plan import measure_damage, plan_cost
-from mmcompile.calib.data import CalibrationData
-from mmcompile.calib.effort import WORK, Effort
 from mmcompile.calib.gradient_rows import GradientSamples, collect_rows
-from mmcompile.calib.policy import Policy
 from mmcompile.calib.stats import ActivationStats
+from mmcompile.data.dataset import CalibrationData
+from mmcompile.effort import WORK, Effort
 from mmcompile.pipeline.prepare import Prepared, input_specs
 from mmcompile.pipeline.search import smallest_within
 from mmcompile.pipeline.weights import InputsOf, no_inputs
 from mmcompile.plan import QuantPlan
+from mmcompile.policy.cost import measure_damage, plan_cost
+from mmcompile.policy.options import Policy
+from mmcompile.policy.pairs import Budget
 from mmcompile.progress import Progress
 
 

@@ -19,19 +19,19 @@ from typing import Self
 
 import numpy as np
 
-from mmcompile.calib.data import Sample
+from mmcompile.data.dataset import Sample
 from mmcompile.errors import UsageError
-from mmcompile.graph import ModelWriter, load_model
+from mmcompile.model import ModelWriter, load_model
+from mmcompile.model.passes.rewrite_linears import packed_names, rewrite_linears
+from mmcompile.model.sites import SiteGroup
 from mmcompile.output import disk_errors
-from mmcompile.pack import pack_group
-from mmcompile.passes.rewrite_linears import packed_names, rewrite_linears
 from mmcompile.pipeline.prepare import Prepared
 from mmcompile.pipeline.weights import InputsOf, no_inputs
 from mmcompile.plan import GroupPlan
 from mmcompile.progress import Progress, Silent
-from mmcompile.sites import SiteGroup
-from mmcompile.verify.metrics import Agreement
-from mmcompile.verify.outputs import Outputs, run_marked
+from mmcompile.verification.metrics import Agreement
+from mmcompile.verification.outputs import Outputs, run_marked
+from mmcompile.weights.pack import pack_group
 
 Decided = Sequence[tuple[SiteGroup, GroupPlan]]
 """Groups of the model with their plans, in graph order; all others stay in full precision."""

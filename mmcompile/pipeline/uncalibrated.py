@@ -6,12 +6,12 @@ import msgspec
 import numpy as np
 
 from mmcompile.calib.instrument import WatchedTensor
-from mmcompile.calib.order import Order
-from mmcompile.calib.policy import UNIFORM, Policy, make_plan, watched_tensor
 from mmcompile.calib.stats import ActivationStats, TensorStats
 from mmcompile.formats import block_format
 from mmcompile.pipeline.prepare import Prepared
 from mmcompile.plan import QuantPlan
+from mmcompile.policy.options import UNIFORM, Policy, make_plan, watched_tensor
+from mmcompile.policy.order import Order
 
 
 def decides_without_data(policy: Policy) -> bool:

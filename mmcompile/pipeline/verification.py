@@ -12,21 +12,21 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from mmcompile.calib.data import CalibrationData, Sample, trim_padding
+from mmcompile.data.dataset import CalibrationData, Sample, trim_padding
 from mmcompile.errors import UsageError
-from mmcompile.graph import SourceModel, load_model
-from mmcompile.graph.tensors import shown
-from mmcompile.passes.find_linears import Selection
+from mmcompile.model import SourceModel, load_model
+from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.tensors import shown
 from mmcompile.pipeline.calibrate import open_inputs
 from mmcompile.pipeline.options import DataOptions, VerifyOptions
 from mmcompile.pipeline.prepare import Prepared, input_specs, prepare
 from mmcompile.progress import Progress
 from mmcompile.report.model import LayerError, OutputReport, VerificationReport
-from mmcompile.verify.compiled import compiled_nodes, read_nodes
-from mmcompile.verify.metrics import Agreement
-from mmcompile.verify.nodes import node_excess
-from mmcompile.verify.outputs import LayerSpec, compare_layers, compare_outputs, first_below
-from mmcompile.verify.unpacked import runs_unpacked
+from mmcompile.verification.compiled import compiled_nodes, read_nodes
+from mmcompile.verification.metrics import Agreement
+from mmcompile.verification.nodes import node_excess
+from mmcompile.verification.outputs import LayerSpec, compare_layers, compare_outputs, first_below
+from mmcompile.verification.unpacked import runs_unpacked
 
 BAD_LAYER_COSINE = 0.9
 """Without --fail-below, a layer whose cosine similarity is below this is called bad."""

@@ -10,17 +10,17 @@ from types import TracebackType
 from typing import Self
 
 from mmcompile.calib.collect import collect_token_rows
-from mmcompile.calib.data import CalibrationData
-from mmcompile.calib.effort import DAMPING, WORK, Effort, Weights
-from mmcompile.calib.policy import COST, watched_tensor
 from mmcompile.calib.token_rows import TokenRows, TokenRowWriter
+from mmcompile.data.dataset import CalibrationData
+from mmcompile.effort import DAMPING, WORK, Effort, Weights
 from mmcompile.errors import UsageError
-from mmcompile.pack import SampledInputs
+from mmcompile.model.sites import SiteGroup
 from mmcompile.pipeline.options import CompileOptions
 from mmcompile.pipeline.prepare import Prepared, input_specs
 from mmcompile.plan import load_plan
+from mmcompile.policy.options import COST, watched_tensor
 from mmcompile.progress import Progress
-from mmcompile.sites import SiteGroup
+from mmcompile.weights.pack import SampledInputs
 
 InputsOf = Callable[[SiteGroup], SampledInputs | None]
 """Sampled inputs of a group; None where its weights are rounded to nearest."""

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmcompile.build import tensorrt as trt
-from mmcompile.build.device import read_device
-from mmcompile.build.interface import Interface, TensorSpec, check_engine
-from mmcompile.build.meta import (
+from mmcompile.backends.engines import api as trt
+from mmcompile.backends.engines.device import read_device
+from mmcompile.backends.engines.interface import Interface, TensorSpec, check_engine
+from mmcompile.backends.engines.meta import (
     META_FILE,
     EngineMeta,
     check_engine_file,
     check_file,
     read_meta,
 )
-from mmcompile.build.plugin import find_plugin
+from mmcompile.backends.engines.plugin import find_plugin
 from mmcompile.cuda.driver import DriverError
 from mmcompile.cuda.machine import Block, GpuMachine, Machine
 from mmcompile.errors import EnvironmentProblem, UsageError

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
+from mmcompile.analysis import ground, run
 from mmcompile.pipeline import trial
-from mmcompile.pipeline.analysis import ground, run
 from mmcompile.report.analysis import load_analysis
 from tests.analysis.models import token_model, token_samples
 from tests.models import typed

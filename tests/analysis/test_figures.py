@@ -3,13 +3,7 @@
 import numpy as np
 import pytest
 
-from mmcompile.calib.cost import Budget
-from mmcompile.calib.cost_plan import measure_damage, plan_cost
-from mmcompile.calib.plan_damage import RUN, channel_damage_of, predicted_damage
-from mmcompile.calib.policy import COST, Policy, make_plan
-from mmcompile.pack import pack_group
-from mmcompile.packed import dequantize_activations, dequantize_weight
-from mmcompile.pipeline.analysis.figures import (
+from mmcompile.analysis.figures import (
     channel_pairs,
     format_agreement,
     format_shares,
@@ -17,8 +11,14 @@ from mmcompile.pipeline.analysis.figures import (
     rank_correlation,
     speed_cost,
 )
+from mmcompile.packed import dequantize_activations, dequantize_weight
 from mmcompile.plan import PADDING, PLAN_VERSION, GroupPlan, QuantPlan, Segment, format_order
+from mmcompile.policy.cost import measure_damage, plan_cost
+from mmcompile.policy.options import COST, Policy, make_plan
+from mmcompile.policy.pairs import Budget
+from mmcompile.policy.plan_damage import RUN, channel_damage_of, predicted_damage
 from mmcompile.progress import Silent
+from mmcompile.weights.pack import pack_group
 from tests.policy.cases import Case
 
 

@@ -39,7 +39,7 @@ from mmcompile.report.analysis_page import (
     render_analysis,
 )
 from mmcompile.report.model import StageTime
-from tests.test_report import HOSTILE, Page
+from tests.report.test_report import HOSTILE, Page
 
 DOCS = Path(__file__).parents[2] / "docs" / "analyze.md"
 SHARES = (FormatShare("nvfp4", "nvfp4", 0.75), FormatShare("mxfp8", "mxfp4", 0.25))

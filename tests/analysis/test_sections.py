@@ -6,10 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from mmcompile.calib.data import CalibrationData
-from mmcompile.passes.find_linears import Selection
-from mmcompile.pipeline.analysis.stability import parts
-from mmcompile.pipeline.analysis.stress import (
+from mmcompile.analysis.stability import parts
+from mmcompile.analysis.stress import (
     AS_CALIBRATED,
     OUTLIER_SCALE,
     OUTLIERS,
@@ -20,6 +18,8 @@ from mmcompile.pipeline.analysis.stress import (
     id_ranges,
     stress_sets,
 )
+from mmcompile.data.dataset import CalibrationData
+from mmcompile.model.passes.find_linears import Selection
 from mmcompile.pipeline.prepare import prepare
 from tests.analysis.models import VOCABULARY, token_model, token_samples
 from tests.analysis.test_figures import FOUR, group

@@ -6,19 +6,19 @@ import numpy as np
 import onnx
 import pytest
 
-from mmcompile.calib.policy import Policy, make_plan, watched_tensor
+from mmcompile.analysis.ground import plan_figures
 from mmcompile.calib.stats import ActivationStats
 from mmcompile.errors import UsageError
-from mmcompile.graph import load_model
-from mmcompile.passes.find_linears import Selection
-from mmcompile.pipeline.analysis.ground import plan_figures
+from mmcompile.model import load_model
+from mmcompile.model.passes.find_linears import Selection
 from mmcompile.pipeline.prepare import prepare
 from mmcompile.pipeline.trial import TrialBench, refuse_bfloat16, worst_error, write_trial
+from mmcompile.policy.options import Policy, make_plan, watched_tensor
 from mmcompile.progress import Silent
-from mmcompile.verify.metrics import Agreement
-from mmcompile.verify.outputs import compare_outputs
+from mmcompile.verification.metrics import Agreement
+from mmcompile.verification.outputs import compare_outputs
 from tests.models import typed
-from tests.test_policy import stats_of
+from tests.policy.test_policy import stats_of
 from tests.workplace import CHANNELS, HIDDEN, samples, two_layers
 
 

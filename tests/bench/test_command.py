@@ -10,13 +10,13 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from mmcompile.bench.engine_bench import profile_of
 from mmcompile.bench.engines import Variant, bench_engines
 from mmcompile.bench.modelled import ModelledBench
+from mmcompile.bench.page import bench_page
 from mmcompile.bench.points import Point
 from mmcompile.cli.bench_tables import print_engines
 from mmcompile.cuda.clocks import Clocks
-from mmcompile.pipeline.bench_page import bench_page
-from mmcompile.pipeline.engine_bench import profile_of
 from mmcompile.report.bench import Chart, draw_chart, render_bench
 from tests.bench.machine import FakeMachine
 from tests.bench.test_engines import Engine, bench

@@ -2,11 +2,11 @@
 
 import pytest
 
+from mmcompile.bench import engine_bench
 from mmcompile.cuda.driver import GpuFacts
 from mmcompile.cuda.machine import HostMachine
-from mmcompile.passes.baselines import KINDS
-from mmcompile.pipeline import engine_bench
-from tests.build.conftest import install, tensorrt  # noqa: F401
+from mmcompile.model.passes.baselines import KINDS
+from tests.backends.conftest import install, tensorrt  # noqa: F401
 from tests.workplace import Workplace, call
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmcompile.bench import kernels
+from mmcompile.bench import kernel_bench, kernels
 from mmcompile.bench.kernels import KernelBench, bench_kernels
 from mmcompile.cuda.clocks import Clocks
 from mmcompile.cuda.driver import GpuFacts
@@ -10,8 +10,7 @@ from mmcompile.cuda.layers import open_place
 from mmcompile.cuda.machine import HostMachine
 from mmcompile.errors import EnvironmentProblem, UsageError
 from mmcompile.kernels import KernelError
-from mmcompile.passes.find_linears import Selection
-from mmcompile.pipeline import kernel_bench
+from mmcompile.model.passes.find_linears import Selection
 from mmcompile.progress import Silent
 from tests.doctor.cuda import install
 from tests.kernels.emulated import compile_library, configure, emulated_library

@@ -12,9 +12,9 @@ from mmcompile.bench.limits import (
 from mmcompile.bench.modelled import model_limits
 from mmcompile.bench.points import DEFAULT_POINTS, Point, input_shapes, parse_point
 from mmcompile.errors import UsageError
-from mmcompile.gpus import GPUS, Figure, Gpu, identify_gpu, parse_gpu
 from mmcompile.plan import Segment
-from mmcompile.target import parse_target
+from mmcompile.targets.gpus import GPUS, Figure, Gpu, identify_gpu, parse_gpu
+from mmcompile.targets.target import parse_target
 
 RTX5090 = parse_gpu("rtx5090")
 LAYER = Layer("l", ("n",), 4096, 6144, example_segments(4096))

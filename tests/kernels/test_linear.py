@@ -14,14 +14,14 @@ import pytest
 from onnx import TensorProto
 
 from mmcompile import CompileOptions, compile_model
-from mmcompile.calib.policy import Policy
 from mmcompile.errors import EnvironmentProblem
-from mmcompile.graph import load_model
 from mmcompile.kernels import Arguments, LinearSegment
+from mmcompile.model import load_model
 from mmcompile.packed import PackedLinear, dequantize_activations, dequantize_weight
 from mmcompile.pipeline.options import DataOptions, VerifyOptions
 from mmcompile.plan import GroupPlan
-from mmcompile.verify.compiled import read_nodes
+from mmcompile.policy.options import Policy
+from mmcompile.verification.compiled import read_nodes
 from tests.kernels.emulated import NATIVE, PORTABLE, aligned, configure, emulated_library
 from tests.kernels.operands import TYPES
 from tests.node_models import node_model

@@ -3,11 +3,11 @@
 import numpy as np
 
 from mmcompile.calib.gradient_rows import GradientSamples, GroupRows
-from mmcompile.calib.policy import watched_tensor
 from mmcompile.calib.stats import ActivationStats
+from mmcompile.policy.options import watched_tensor
 from tests import models
 from tests.compiling import prepare
-from tests.test_policy import stats_of
+from tests.policy.test_policy import stats_of
 
 
 def activations(channels, rows=24, seed=0):

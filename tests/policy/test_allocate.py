@@ -7,7 +7,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from mmcompile.calib.allocate import Limit, allocate, allocate_two, lower_hull, total_damage
+from mmcompile.policy.allocate import Limit, allocate, allocate_two, lower_hull, total_damage
 
 RUNS = 4
 

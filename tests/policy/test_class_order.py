@@ -8,25 +8,25 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from mmcompile.calib.class_order import (
+from mmcompile.calib.gradient_rows import GradientSamples, GroupRows
+from mmcompile.calib.stats import ActivationStats
+from mmcompile.packed import dequantize_activations, dequantize_weight
+from mmcompile.plan import PADDING, format_order
+from mmcompile.policy.class_order import (
     ROW_STEP,
     candidate_keys,
     clearly_least,
     in_best_order,
     sorted_classes,
 )
-from mmcompile.calib.cost import Budget, Objective
-from mmcompile.calib.cost_plan import measure_damage, plan_cost
-from mmcompile.calib.gradient_rows import GradientSamples, GroupRows
-from mmcompile.calib.policy import COST, Policy, make_plan, watched_tensor
-from mmcompile.calib.stats import ActivationStats
-from mmcompile.pack import pack_group
-from mmcompile.packed import dequantize_activations, dequantize_weight
-from mmcompile.plan import PADDING, format_order
+from mmcompile.policy.cost import measure_damage, plan_cost
+from mmcompile.policy.options import COST, Policy, make_plan, watched_tensor
+from mmcompile.policy.pairs import Budget, Objective
 from mmcompile.progress import Silent
+from mmcompile.weights.pack import pack_group
 from tests import models
 from tests.policy.cases import Case
-from tests.test_policy import stats_of
+from tests.policy.test_policy import stats_of
 
 
 def planned(case, **options):

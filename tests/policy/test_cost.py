@@ -2,7 +2,10 @@
 
 import pytest
 
-from mmcompile.calib.cost import (
+from mmcompile.errors import ExitCode, UsageError
+from mmcompile.formats import BLOCK_FORMATS
+from mmcompile.policy.options import COST, Policy
+from mmcompile.policy.pairs import (
     CLASSES,
     DEFAULT_BUDGETS,
     Budget,
@@ -10,10 +13,7 @@ from mmcompile.calib.cost import (
     Objective,
     candidates,
 )
-from mmcompile.calib.policy import COST, Policy
-from mmcompile.errors import ExitCode, UsageError
-from mmcompile.formats import BLOCK_FORMATS
-from mmcompile.target import parse_target
+from mmcompile.targets.target import parse_target
 
 
 @pytest.mark.parametrize("act", BLOCK_FORMATS)

@@ -10,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from mmcompile.calib.cost import CLASSES, Budget, FormatPair, Objective
-from mmcompile.calib.cost_plan import (
+from mmcompile.calib.gradient_rows import GradientSamples, GroupRows
+from mmcompile.calib.stats import ActivationStats
+from mmcompile.errors import UsageError
+from mmcompile.formats import BLOCK_FORMATS, THRESHOLDS
+from mmcompile.plan import PADDING, find_problem
+from mmcompile.policy.cost import (
     GroupDamage,
     choose,
     classed_order,
@@ -19,13 +23,9 @@ from mmcompile.calib.cost_plan import (
     plan_cost,
     synthetic_rows,
 )
-from mmcompile.calib.gradient_rows import GradientSamples, GroupRows
-from mmcompile.calib.order import run_bounds
-from mmcompile.calib.policy import COST, Policy, make_plan, watched_tensor
-from mmcompile.calib.stats import ActivationStats
-from mmcompile.errors import UsageError
-from mmcompile.formats import BLOCK_FORMATS, THRESHOLDS
-from mmcompile.plan import PADDING, find_problem
+from mmcompile.policy.options import COST, Policy, make_plan, watched_tensor
+from mmcompile.policy.order import run_bounds
+from mmcompile.policy.pairs import CLASSES, Budget, FormatPair, Objective
 from mmcompile.progress import Silent
 from tests import models
 from tests.compiling import prepare

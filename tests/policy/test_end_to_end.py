@@ -6,8 +6,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from mmcompile.calib.cost import CLASSES
 from mmcompile.pipeline import sense
+from mmcompile.policy.pairs import CLASSES
 from tests.workplace import Workplace, call, samples
 
 

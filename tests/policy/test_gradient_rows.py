@@ -8,9 +8,9 @@ import pytest
 from onnx import helper
 
 from mmcompile.calib import gradient_rows
-from mmcompile.calib.data import open_data
-from mmcompile.calib.effort import WORK, Effort
 from mmcompile.calib.gradient_rows import GradientSamples, GroupRows, collect_rows
+from mmcompile.data.dataset import open_data
+from mmcompile.effort import WORK, Effort
 from mmcompile.pipeline.prepare import input_specs
 from mmcompile.progress import Silent
 from tests.compiling import prepare

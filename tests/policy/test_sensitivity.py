@@ -3,18 +3,6 @@
 import numpy as np
 import pytest
 
-from mmcompile.calib import sensitivity
-from mmcompile.calib.cost import FormatPair
-from mmcompile.calib.order import Order, channel_order, run_bounds
-from mmcompile.calib.sensitivity import (
-    Scales,
-    channel_damage,
-    exact_response,
-    output_energy,
-    responses_of,
-    run_damage,
-    weight_amax,
-)
 from mmcompile.formats import (
     BLOCK_FORMATS,
     THRESHOLDS,
@@ -24,6 +12,18 @@ from mmcompile.formats import (
     quantize_blocks_searched,
 )
 from mmcompile.plan import PADDING
+from mmcompile.policy import sensitivity
+from mmcompile.policy.order import Order, channel_order, run_bounds
+from mmcompile.policy.pairs import FormatPair
+from mmcompile.policy.sensitivity import (
+    Scales,
+    channel_damage,
+    exact_response,
+    output_energy,
+    responses_of,
+    run_damage,
+    weight_amax,
+)
 from tests import models
 from tests.policy.cases import Case
 

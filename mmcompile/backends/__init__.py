@@ -1,0 +1,1 @@
+"""Back ends: what a compiled model is turned into."""

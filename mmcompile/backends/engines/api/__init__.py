@@ -1,0 +1,44 @@
+"""TensorRT's Python API, reached through this package only.
+
+Thin: each function wraps a few calls and turns TensorRT's ways of failing (None, False, an error
+log, an exception of pybind11) into errors with a remedy. The names used are listed in `names`.
+Nothing of TensorRT is imported before `load` is called.
+"""
+
+from mmcompile.backends.engines.api.library import (
+    FULL,
+    RUNTIMES,
+    TensorRT,
+    check_release,
+    load,
+    load_plugin,
+    release,
+)
+from mmcompile.backends.engines.api.network import BuildSettings, Network, parse
+from mmcompile.backends.engines.api.running import (
+    Context,
+    deserialize,
+    engine_interface,
+    engine_profiles,
+    inspection,
+)
+from mmcompile.backends.engines.messages import Message
+
+__all__ = [
+    "FULL",
+    "RUNTIMES",
+    "BuildSettings",
+    "Context",
+    "Message",
+    "Network",
+    "TensorRT",
+    "check_release",
+    "deserialize",
+    "engine_interface",
+    "engine_profiles",
+    "inspection",
+    "load",
+    "load_plugin",
+    "parse",
+    "release",
+]

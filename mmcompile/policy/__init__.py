@@ -1,0 +1,1 @@
+"""Policies: from what is known of a model to a `QuantPlan`."""

@@ -1,0 +1,1 @@
+"""GPUs: their figures, and what a format costs on them."""
