@@ -6,7 +6,6 @@
 
 #include "creator.h"
 #include "loaded.h"
-#include "versions.h"
 
 namespace mmcompile::trt {
 namespace {
@@ -14,20 +13,22 @@ namespace {
 bool register_creator(const LoadedTensorRt& tensorrt) {
   nvinfer1::IPluginCreatorInterface& creator = micromix_linear_creator();
   const char* name_space = micromix_linear_creator().getPluginNamespace();
-  if (tensorrt.major == 10) {
-    auto* registry = static_cast<v10::PluginRegistry*>(tensorrt.registry);
-    return registry->registerCreator(creator, name_space);
+  switch (tensorrt.shape) {
+    case Shape::k10:
+      return static_cast<v10::PluginRegistry*>(tensorrt.registry)
+          ->registerCreator(creator, name_space);
+    case Shape::k11:
+      return static_cast<v11::PluginRegistry*>(tensorrt.registry)
+          ->registerCreator(creator, name_space);
+    case Shape::kUnknown:
+      break; /* load the library with loadLibrary instead */
   }
-  if (tensorrt.major == 11) {
-    auto* registry = static_cast<v11::PluginRegistry*>(tensorrt.registry);
-    return registry->registerCreator(creator, name_space);
-  }
-  return false; /* a registry of unknown shape: load the library with loadLibrary instead */
+  return false;
 }
 
 void deregister_creator(const LoadedTensorRt& tensorrt) {
   nvinfer1::IPluginCreatorInterface& creator = micromix_linear_creator();
-  if (tensorrt.major == 10) {
+  if (tensorrt.shape == Shape::k10) {
     static_cast<v10::PluginRegistry*>(tensorrt.registry)->deregisterCreator(creator);
   } else {
     static_cast<v11::PluginRegistry*>(tensorrt.registry)->deregisterCreator(creator);
