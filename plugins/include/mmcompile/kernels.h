@@ -89,7 +89,9 @@ typedef struct MmcDevice {
 } MmcDevice;
 
 /* Loads the kernels on a GPU and sets their attributes; MMC_UNSUPPORTED where there are none for
- * it. The caller's current device is as before. */
+ * it. They are loaded into the caller's current context where that is one of this GPU, else into
+ * the GPU's primary context; the caller's context and device are as before. A program that runs
+ * layers in several contexts opens the device in each. */
 MmcStatus mmc_device_open(int32_t ordinal, MmcDevice* device, MmcError* error);
 
 /* Bytes of workspace, aligned to 256, that suffice for every tactic and every number of rows from
