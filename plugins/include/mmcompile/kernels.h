@@ -112,13 +112,13 @@ typedef struct MmcArguments {
   int64_t rows; /* M, 0..MMC_MAX_ROWS */
   int32_t x_type;
   int32_t y_type;       /* also of the residual */
-  const void* x;        /* [M, K] */
+  const void* x;        /* [M, K]; x, residual and y at any element */
   const int32_t* order; /* [K_pad], 16-byte aligned; entries outside 0..K-1 mean zero */
   const void* weight;   /* 16-byte aligned */
   const void* scales;   /* [words, N, 4]; 4-byte aligned, as is bias */
   const float* bias;    /* [N], or NULL */
   const void* residual; /* [M, N], or NULL; may be y itself */
-  void* y;              /* [M, N]; 8-byte aligned */
+  void* y;              /* [M, N] */
   void* workspace;      /* 256-byte aligned; its contents are scratch */
   size_t workspace_bytes;
   void* stream; /* cudaStream_t */
