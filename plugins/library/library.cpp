@@ -159,6 +159,10 @@ MmcStatus mmc_device_open(int32_t ordinal, MmcDevice* device, MmcError* error) {
   return backend::open_device(ordinal, *device, error);
 }
 
+void mmc_largest_device(MmcDevice* device) {
+  *device = largest_device(mmc_architectures());
+}
+
 size_t mmc_workspace_bytes(const MmcLinear* linear, const MmcDevice* device, int64_t rows) {
   return workspace_layout(*linear, *device, rows).bytes;
 }

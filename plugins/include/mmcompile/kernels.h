@@ -94,6 +94,11 @@ typedef struct MmcDevice {
  * layers in several contexts opens the device in each. */
 MmcStatus mmc_device_open(int32_t ordinal, MmcDevice* device, MmcError* error);
 
+/* The largest GPU that the library was compiled for; needs no GPU. For plans that are made on
+ * another machine: a workspace that suffices for it suffices for all that the library serves.
+ * Nothing runs on it, and its ordinal is -1. */
+void mmc_largest_device(MmcDevice* device);
+
 /* Bytes of workspace, aligned to 256, that suffice for every tactic and every number of rows from
  * 0 to `rows`. */
 size_t mmc_workspace_bytes(const MmcLinear* linear, const MmcDevice* device, int64_t rows);
