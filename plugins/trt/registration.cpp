@@ -6,6 +6,7 @@
 
 #include "creator.h"
 #include "loaded.h"
+#include "rtx_name.h"
 
 namespace mmcompile::trt {
 namespace {
@@ -42,6 +43,7 @@ void deregister_creator(const LoadedTensorRt& tensorrt) {
 class Registration {
  public:
   Registration() noexcept {
+    provide_rtx_name();
     try {
       for (LoadedTensorRt& tensorrt : loaded_tensorrts()) {
         if (register_creator(tensorrt)) registered_.push_back(std::move(tensorrt));
