@@ -13,6 +13,7 @@ import onnx
 from mmcompile.data.dataset import InputSpec
 from mmcompile.errors import UnsupportedModelError, UsageError
 from mmcompile.model import SourceModel, load_model
+from mmcompile.model.opsets import opset_of
 from mmcompile.model.passes.find_linears import Selection, find_linears
 from mmcompile.model.passes.group_sites import group_sites
 from mmcompile.model.passes.name_nodes import name_nodes
@@ -46,8 +47,7 @@ class Prepared:
     @property
     def opset(self) -> int:
         """Version of the default ONNX domain."""
-        versions = {entry.domain: entry.version for entry in self.source.proto.opset_import}
-        return int(versions.get("") or versions["ai.onnx"])
+        return opset_of(self.source.proto)
 
 
 def prepare(path: Path, selection: Selection) -> Prepared:

@@ -24,6 +24,7 @@ from onnx import TensorProto
 
 from mmcompile import ops
 from mmcompile.model import SourceModel
+from mmcompile.model.opsets import opset_of
 from mmcompile.model.session import Purpose, open_session
 from mmcompile.output import disk_errors
 from mmcompile.packed import dequantize_weight
@@ -102,10 +103,8 @@ def _declare_bfloat16(
 
 
 def _replace_function(model: onnx.ModelProto, plans: list[GroupPlan]) -> None:
-    opset = {entry.domain: entry.version for entry in model.opset_import}
     others = [function for function in model.functions if function.name != ops.OP_TYPE]
-    version = opset.get("") or opset["ai.onnx"]
     half_blocks = ops.needs_half_blocks(plans)
-    own = ops.function_proto(version, half_blocks=half_blocks, unpacked=True)
+    own = ops.function_proto(opset_of(model), half_blocks=half_blocks, unpacked=True)
     del model.functions[:]
     model.functions.extend([*others, own])

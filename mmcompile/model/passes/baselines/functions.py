@@ -25,7 +25,7 @@ import onnx.parser
 from onnx import helper
 
 from mmcompile.formats import E2M1, E8M0_SCALES, element_table
-from mmcompile.model.passes.baselines.constants import small
+from mmcompile.model.passes.pending import small
 
 TRT = "trt"
 """Domain of TensorRT's operators in exports of NVIDIA's tools; the importer looks at names only."""

@@ -11,7 +11,6 @@ import onnx
 from onnx import TensorProto, helper
 
 from mmcompile.model import SourceModel
-from mmcompile.model.passes.baselines.constants import AnyArray, Pending, declare, small
 from mmcompile.model.passes.baselines.functions import (
     FP4_QUANTIZE,
     MXFP8_DEQUANTIZE,
@@ -25,6 +24,7 @@ from mmcompile.model.passes.baselines.weights import (
     fp8_scale,
     nvfp4_global_scale,
 )
+from mmcompile.model.passes.pending import AnyArray, Pending, declare, small
 from mmcompile.model.sites import LinearSite, SiteGroup
 
 PREFIX = "mmcompile.baseline."

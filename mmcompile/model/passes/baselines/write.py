@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from mmcompile.model import ModelWriter, SourceModel
 from mmcompile.model.check import check_operators
-from mmcompile.model.passes.baselines.constants import Pending
+from mmcompile.model.opsets import opset_of
 from mmcompile.model.passes.baselines.functions import (
     FP4_DEQUANTIZE,
     FP4_QUANTIZE,
@@ -21,10 +21,11 @@ from mmcompile.model.passes.baselines.functions import (
     TRT,
     function_protos,
 )
-from mmcompile.model.passes.baselines.half import infer_types, to_half
 from mmcompile.model.passes.baselines.kinds import Kind, baseline_kind
 from mmcompile.model.passes.baselines.linears import quantize_linears
-from mmcompile.model.passes.baselines.raise_opset import opset_of, raise_opset
+from mmcompile.model.passes.baselines.raise_opset import raise_opset
+from mmcompile.model.passes.half import infer_types, to_half
+from mmcompile.model.passes.pending import Pending
 from mmcompile.model.sites import SiteGroup
 from mmcompile.model.tensors import is_external
 from mmcompile.model.walk import all_graphs

@@ -23,15 +23,15 @@ from onnx import TensorProto, helper
 
 from mmcompile.errors import UnsupportedModelError
 from mmcompile.model import SourceModel
-from mmcompile.model.passes.baselines.constants import (
+from mmcompile.model.opsets import STANDARD
+from mmcompile.model.passes.half_rules import HALF_MAX, HalfRules
+from mmcompile.model.passes.pending import (
     Pending,
     converted,
     declare,
     small,
     to_elem_type,
 )
-from mmcompile.model.passes.baselines.half_rules import HALF_MAX, HalfRules
-from mmcompile.model.passes.baselines.raise_opset import STANDARD
 from mmcompile.model.sites import LinearSite
 from mmcompile.model.tensors import is_external
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from mmcompile.model.passes.baselines.half_rules import HALF_MAX
+from mmcompile.model.passes.half_rules import HALF_MAX
 
 LOCATION = "mmcompile.baseline"
 """Location of external data that is declared by a pass and written later."""

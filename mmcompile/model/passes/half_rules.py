@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, defs, numpy_helper
 
-from mmcompile.model.passes.baselines.raise_opset import STANDARD, opset_of
+from mmcompile.model.opsets import STANDARD, opset_of
 
 HALF_MAX = 65504.0
 """The largest finite float16."""
