@@ -1,21 +1,27 @@
-"""Pass: compute in float16 where that is safe (`half_rules`), whatever the model was written in.
+"""Pass: compute in half precision where that is safe (`half_rules`).
 
-1. The type that most of the linears compute in becomes float16: float32 or bfloat16. A model that
-   computes in float16 already is left as it is, its own float32 islands included.
-2. A tensor `t` may exist twice, as `t` in float32 and as `t.float16`. Every node reads the version
-   that it computes in; a Cast stands right behind the producer of the other.
-3. Weights are stored in the version that is read. Large ones are declared here and converted when
-   they are written, one at a time.
-4. Inputs and outputs keep names, types and dimensions; Casts stand at the border.
-5. A bfloat16 tensor's float32 version is `t.float32`: bfloat16 is left at the border only.
-6. Masks: a tensor made of integers and of a constant beyond float16's range is clipped to ±65504
-   before its Cast; −∞ in a mask can make a row of a Softmax NaN.
+1. One element type, that of most linears, becomes float16 or bfloat16. Islands of another float
+   type, which the model was written with, stay.
+2. A tensor may exist in several versions: the type it had, half precision, float32. Every node
+   reads the version that it computes in; a Cast stands right behind the producer.
+3. The version that a node makes or that is stored has the tensor's own name, others have a suffix
+   (`t.float16`, `t.float32`). Inputs, outputs and what bodies read keep their name and type.
+4. A weight is stored once, in half precision where anything reads it so; it is declared here and
+   converted when it is written, one at a time. Small constants are stored in every version.
+5. Inputs and outputs keep names, types and dimensions; Casts stand at the border.
+6. Masks: a tensor made of integers and of a constant beyond the type's range is clipped to half of
+   that range before its Cast. Scores may be added to it then without becoming −∞, and −∞ in all of
+   a row makes a Softmax NaN.
+7. `MicroMixLinear` reads and gives any type; its bias stays in float32.
+
+A second run changes nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -24,48 +30,46 @@ from onnx import TensorProto, helper
 from mmcompile.errors import UnsupportedModelError
 from mmcompile.model import SourceModel
 from mmcompile.model.opsets import STANDARD
-from mmcompile.model.passes.half_rules import HALF_MAX, HalfRules
-from mmcompile.model.passes.pending import (
-    Pending,
-    converted,
-    declare,
-    small,
-    to_elem_type,
-)
+from mmcompile.model.passes.half_rules import HalfRules, Halving, is_compiled
+from mmcompile.model.passes.infer_types import tensor_types
+from mmcompile.model.passes.pending import Pending, converted, declare, small, to_elem_type
 from mmcompile.model.sites import LinearSite
 from mmcompile.model.tensors import is_external
 
-HALF_SUFFIX, FULL_SUFFIX = ".float16", ".float32"
 _LIMITS = ("mmcompile.half.lowest", "mmcompile.half.highest")
 _TYPE_ATTRIBUTES = frozenset(("to", "dtype", "output_dtype"))
-_HALF, _FULL = TensorProto.FLOAT16, TensorProto.FLOAT
+_FULL = TensorProto.FLOAT
+
+
+@dataclass(frozen=True)
+class Halved:
+    """What became of a graph's nodes.
+
+    Attributes:
+        nodes: nodes that compute on floats of the type that was turned into half precision.
+        islands: how many of them stay in float32, by reason (`half_rules.REASONS`).
+    """
+
+    nodes: int
+    islands: Counter[str]
 
 
 def to_half(
-    model: onnx.ModelProto, source: SourceModel, linears: Sequence[LinearSite], pending: Pending
-) -> frozenset[int]:
-    """Turns a skeleton into one that computes in float16, in place.
+    model: onnx.ModelProto, source: SourceModel, halving: Halving, pending: Pending
+) -> Halved:
+    """Turns a skeleton into one that computes in half precision, in place.
 
     Args:
         model: the skeleton, every node named.
         source: where its weights lie.
-        linears: its linears.
+        halving: what to turn into what.
         pending: receives the converted weights and notes.
 
-    Returns:
-        The element types of the original that are float16 now.
-
     Raises:
-        UnsupportedModelError: the type of a tensor cannot be inferred, or a bfloat16 model has
-            nodes with bodies.
+        UnsupportedModelError: the type of a tensor cannot be inferred, or a model that is not
+            float32 has nodes with bodies.
     """
-    narrow = main_type(linears)
-    if narrow == _HALF:
-        pending.notes.append("the model computes in float16 and was left as it is")
-    else:
-        names = frozenset(site.node for site in linears)
-        _Conversion(model, source, narrow, names, pending).run()
-    return frozenset((narrow, _HALF))
+    return _Conversion(model, source, halving, pending).run()
 
 
 def main_type(linears: Iterable[LinearSite]) -> int:
@@ -76,107 +80,139 @@ def main_type(linears: Iterable[LinearSite]) -> int:
     return sizes.most_common(1)[0][0] if sizes else _FULL
 
 
-def infer_types(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with inferred types and shapes; weights are not read.
-
-    Raises:
-        UnsupportedModelError: the types contradict each other.
-    """
-    try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except onnx.shape_inference.InferenceError as error:
-        raise UnsupportedModelError(
-            "baseline-types",
-            "model",
-            f"its types cannot be inferred: {str(error).splitlines()[0][:200]}",
-            "export the model again, and check it with onnx.checker",
-        ) from error
-
-
 class _Conversion:
-    """One run of the pass: which versions of every tensor exist and are needed."""
+    """One run of the pass: which versions of every tensor there are, and which are needed."""
 
     def __init__(
-        self,
-        model: onnx.ModelProto,
-        source: SourceModel,
-        narrow: int,
-        linears: frozenset[str],
-        pending: Pending,
+        self, model: onnx.ModelProto, source: SourceModel, halving: Halving, pending: Pending
     ) -> None:
-        graph = infer_types(model).graph
-        self._types = {t.name: t.data_type for t in graph.initializer}
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            if value.type.HasField("tensor_type"):
-                self._types[value.name] = value.type.tensor_type.elem_type
-        self._model = model
+        self._types = tensor_types(model)
+        self._graph = model.graph
         self._source = source
-        self._narrow = narrow
+        self._halving = halving
+        self._half = halving.half.elem_type
+        self._narrow = halving.narrow
         self._pending = pending
-        self._rules = HalfRules(model, self._types, narrow, linears)
-        self._inputs = {value.name for value in model.graph.input}
-        self._initializers = {
-            t.name: t for t in model.graph.initializer if t.name not in self._inputs
-        }
-        self._have: dict[str, int] = {}
-        self._needs: dict[str, set[int]] = {}
-
-    def run(self) -> None:
-        """Rewrites the graph of the model."""
-        graph = self._model.graph
-        nodes = [
-            self._rewrite(node, _FULL if full else _HALF)
-            for node, full in zip(graph.node, self._rules.full, strict=True)
+        self._check()
+        self._rules = HalfRules(model, self._types, halving)
+        fed = {value.name for value in self._graph.input}
+        self._bound = fed | {value.name for value in self._graph.output}
+        """Tensors whose own name belongs to the type that they had."""
+        for node in self._graph.node:
+            self._bound.update(_captured(node))
+        fed.update(sparse.values.name for sparse in self._graph.sparse_initializer)
+        self._fed = sorted(filter(self._is_narrow, fed))
+        self._weights = [
+            t for t in self._graph.initializer if t.name not in fed and self._is_narrow(t.name)
         ]
-        for value in graph.output:
-            if self._is_narrow(value.name):
-                self._need(value.name, self._have.get(value.name, _FULL))
-                if self._narrow == _FULL:
-                    self._need(value.name, _FULL)
-        emitted = [node for name in sorted(self._inputs) for node in self._casts(name)]
-        for original, node in zip(graph.node, nodes, strict=True):
-            if self._is_plain_constant(original):
-                emitted.extend(self._constant(original))
-                continue
-            emitted.append(node)
-            for name in original.output:
-                emitted.extend(self._casts(name))
-        emitted.extend(self._border())
-        self._convert_initializers()
-        if any(name in node.input for node in emitted for name in _LIMITS):
-            limits = zip(_LIMITS, (-HALF_MAX, HALF_MAX), strict=True)
-            graph.initializer.extend(small(name, np.array(v, np.float32)) for name, v in limits)
-        kept = [v for v in graph.value_info if not self._is_narrow(v.name)]
-        del graph.node[:], graph.value_info[:]
-        graph.node.extend(emitted)
-        graph.value_info.extend(kept)
-        self._pending.notes.append(
-            f"{sum(self._rules.full)} of {len(nodes)} nodes stay in float32 (half_rules)"
-        )
+        self._have = dict.fromkeys(self._fed, self._narrow)
+        """The version of a tensor that is fed, made by its producer, or stored."""
+        self._needs: dict[str, set[int]] = {}
+        """The versions of a tensor that are read."""
+        self._names: dict[tuple[str, int], str] = {}
 
-    def _rewrite(self, node: onnx.NodeProto, version: int) -> onnx.NodeProto:
+    def run(self) -> Halved:
+        """Rewrites the graph of the model."""
+        nodes = list(self._graph.node)
+        halved = Halved(self._rules.nodes_with_floats(), self._rules.islands())
+        versions = list(map(self._version, nodes, self._rules.reasons))
+        reads = [self._settle(node, v) for node, v in zip(nodes, versions, strict=True)]
+        for value in self._graph.output:
+            self._need(value.name, self._narrow)
+        constants = [node.output[0] for node in nodes if self._is_plain_constant(node)]
+        for name in (*constants, *(t.name for t in self._weights if not is_external(t))):
+            needs = self._needs.get(name, set())
+            self._have[name] = self._half if self._half in needs else min(needs, default=_FULL)
+        for tensor in filter(is_external, self._weights):
+            converts = self._halving.stored and self._half in self._needs.get(tensor.name, set())
+            self._have[tensor.name] = self._half if converts else self._narrow
+        initializers = list(self._initializers())
+        emitted = [cast for name in self._fed for cast in self._casts(name)]
+        for tensor in filter(is_external, self._weights):
+            emitted.extend(self._casts(tensor.name))
+        for node, version, read in zip(nodes, versions, reads, strict=True):
+            if self._is_plain_constant(node):
+                emitted.extend(self._constant(node))
+                continue
+            emitted.append(self._rewritten(node, version, read))
+            for name in node.output:
+                emitted.extend(self._casts(name))
+        self._replace(emitted, initializers)
+        return halved
+
+    def _check(self) -> None:
+        """Refuses graphs whose types are not all known, and bodies that would have to change."""
+        for node in self._graph.node:
+            where = f"node {node.name} ({node.domain or 'ai.onnx'}::{node.op_type})"
+            for name in node.output:
+                if name and name not in self._types:
+                    raise UnsupportedModelError(
+                        "half-types",
+                        where,
+                        f"the type of its output '{name}' cannot be inferred",
+                        "export the model without operators that onnx does not know",
+                    )
+            if self._narrow != _FULL and self._has_narrow_body(node):
+                raise UnsupportedModelError(
+                    "half-bodies",
+                    where,
+                    "a half-precision model with nodes that have bodies keeps its type",
+                    "export the model in float32",
+                )
+
+    def _version(self, node: onnx.NodeProto, reason: str | None) -> int:
+        """The version that a node computes in; a Cast to an output makes it as it was."""
+        if reason == "between" and node.op_type == "Cast" and node.output[0] in self._bound:
+            return self._narrow
+        return _FULL if reason else self._half
+
+    def _has_narrow_body(self, node: onnx.NodeProto) -> bool:
+        """Whether a node has bodies, and reads or makes what would change its type."""
+        if not any(a.HasField("g") or a.graphs for a in node.attribute):
+            return False
+        return any(map(self._is_narrow, (*node.input, *node.output, *_captured(node))))
+
+    def _settle(self, node: onnx.NodeProto, version: int) -> list[int]:
+        """Notes which versions a node reads and makes; the version of every input."""
+        if self._is_plain_constant(node):
+            return []
+        reads = [version] * len(node.input)
+        if node.op_type == "Cast" and node.domain in STANDARD:
+            reads = [self._have.get(name, self._narrow) for name in node.input]
+        elif is_compiled(node):
+            reads[1:] = [_FULL] * len(reads[1:])
+        for name, read in zip(node.input, reads, strict=True):
+            self._need(name, read)
+        for name in _captured(node):
+            self._need(name, self._narrow)
+        for name in filter(self._is_narrow, node.output):
+            self._have[name] = version
+        return reads
+
+    def _need(self, name: str, version: int) -> None:
+        if self._is_narrow(name):
+            self._needs.setdefault(name, set()).add(version)
+
+    def _name(self, name: str, version: int) -> str:
+        """What a version of a tensor is called."""
+        if version == (self._narrow if name in self._bound else self._have[name]):
+            return name
+        if (name, version) not in self._names:
+            target = f"{name}.{helper.tensor_dtype_to_np_dtype(version).name}"
+            while target in self._types or target in self._names.values():
+                target += "_"
+            self._names[name, version] = target
+        return self._names[name, version]
+
+    def _rewritten(self, node: onnx.NodeProto, version: int, reads: list[int]) -> onnx.NodeProto:
         """The node in one version, its tensors named accordingly."""
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        if self._is_plain_constant(node):
-            return copy
-        for name in node.output:
-            if name and name not in self._types:
-                raise UnsupportedModelError(
-                    "baseline-types",
-                    f"node {node.name} ({node.domain or 'ai.onnx'}::{node.op_type})",
-                    f"the type of its output '{name}' cannot be inferred",
-                    "export the model without operators that onnx does not know",
-                )
-        self._check_bodies(node)
-        is_cast = node.op_type == "Cast" and node.domain in STANDARD
-        for index, name in enumerate(node.input):
+        for index, (name, read) in enumerate(zip(node.input, reads, strict=True)):
             if self._is_narrow(name):
-                read = self._have.get(name, _FULL) if is_cast else version
-                copy.input[index] = self._need(name, read)
+                copy.input[index] = self._name(name, read)
         for index, name in enumerate(node.output):
             if self._is_narrow(name):
-                self._have[name] = version
                 copy.output[index] = self._name(name, version)
         for attribute in copy.attribute:
             if attribute.HasField("t") and attribute.t.data_type == self._narrow:
@@ -186,59 +222,18 @@ class _Conversion:
                 attribute.i = version
         return copy
 
-    def _check_bodies(self, node: onnx.NodeProto) -> None:
-        """Bodies stay as they are; what they read from outside is needed in float32."""
-        captured = set(_captured(node))
-        if captured and self._narrow != _FULL:
-            raise UnsupportedModelError(
-                "baseline-bodies",
-                f"node {node.name} ({node.op_type})",
-                "a bfloat16 model with nodes that have bodies cannot be turned into float16",
-                "export the model in float32",
-            )
-        for name in captured:
-            if self._is_narrow(name):
-                self._need(name, _FULL)
-
-    def _need(self, name: str, version: int) -> str:
-        self._needs.setdefault(name, set()).add(version)
-        return self._name(name, version)
-
-    def _name(self, name: str, version: int) -> str:
-        if version == _HALF:
-            return name + HALF_SUFFIX
-        return name if self._narrow == _FULL else name + FULL_SUFFIX
-
     def _casts(self, name: str) -> Iterator[onnx.NodeProto]:
         """The Casts that make the missing versions of a tensor from the one there is."""
-        if name in self._inputs:
-            if not self._is_narrow(name):
-                return
-            existing, version = name, self._narrow
-        elif name in self._have:
-            version = self._have[name]
-            existing = self._name(name, version)
-        else:
+        if not self._is_narrow(name):
             return
+        version = self._have[name]
+        existing = self._name(name, version)
         for missing in sorted(self._needs.get(name, set()) - {version}):
-            target = self._name(name, missing)
-            if missing == _HALF and name in self._rules.beyond:
-                clipped = f"{target}.clipped"
-                yield helper.make_node("Clip", [existing, *_LIMITS], [clipped], f"clip.{target}")
-                existing = clipped
-            yield helper.make_node("Cast", [existing], [target], f"cast.{target}", to=missing)
-
-    def _border(self) -> Iterator[onnx.NodeProto]:
-        """bfloat16 outputs, from whatever version there is."""
-        if self._narrow == _FULL:
-            return
-        for value in self._model.graph.output:
-            name = value.name
-            if self._is_narrow(name) and name not in self._inputs:
-                read = self._name(name, min(self._needs[name]))
-                if name in self._have:
-                    read = self._name(name, self._have[name])
-                yield helper.make_node("Cast", [read], [name], f"cast.{name}", to=self._narrow)
+            target, read = self._name(name, missing), existing
+            if missing == self._half and name in self._rules.beyond:
+                read = f"{target}.clipped"
+                yield helper.make_node("Clip", [existing, *_LIMITS], [read], f"clip.{target}")
+            yield helper.make_node("Cast", [read], [target], f"cast.{target}", to=missing)
 
     def _constant(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         """A Constant in every version that is needed."""
@@ -250,35 +245,55 @@ class _Conversion:
         for version in sorted(self._needs.get(name, set())):
             target = self._name(name, version)
             new = to_elem_type(tensor, version, self._pending.notes)
-            yield helper.make_node("Constant", [], [target], f"{node.name}.{version}", value=new)
+            label = node.name if target == name else f"{node.name}.{version}"
+            yield helper.make_node("Constant", [], [target], label, value=new)
 
-    def _convert_initializers(self) -> None:
-        graph = self._model.graph
-        kept = []
-        for tensor in graph.initializer:
-            if tensor.name in self._inputs or not self._is_narrow(tensor.name):
-                kept.append(tensor)
-                continue
-            versions = sorted(self._needs.get(tensor.name, set()))
-            kept.extend(self._initializer(tensor, version) for version in versions)
-        copies = [TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
-        del graph.initializer[:]
-        graph.initializer.extend(copies)
+    def _initializers(self) -> Iterator[TensorProto]:
+        """The graph's initializers in the versions that are stored; unread ones are left out."""
+        weights = {tensor.name for tensor in self._weights}
+        for tensor in self._graph.initializer:
+            if tensor.name not in weights:
+                yield tensor
+            elif needs := self._needs.get(tensor.name, set()):
+                versions = {self._have[tensor.name]} if is_external(tensor) else needs
+                yield from (self._stored(tensor, version) for version in sorted(versions))
 
-    def _initializer(self, tensor: TensorProto, version: int) -> TensorProto:
-        target = self._name(tensor.name, version)
-        if version == self._narrow:
-            return tensor
+    def _stored(self, tensor: TensorProto, version: int) -> TensorProto:
+        name, target = tensor.name, self._name(tensor.name, version)
         notes = self._pending.notes
         if not is_external(tensor):
             new = to_elem_type(tensor, version, notes)
             new.name = target
             return new
-        name = tensor.name
+        if version == self._narrow:
+            return tensor
         self._pending.made[target] = lambda: converted(
             self._source.weights.read(name), version, f"weight {name}", notes
         )
-        return declare(target, version, tuple(tensor.dims))
+        return declare(target, version, tensor.dims)
+
+    def _replace(self, nodes: list[onnx.NodeProto], initializers: list[TensorProto]) -> None:
+        """Gives the graph its new content."""
+        graph = self._graph
+        known = {tensor.name for tensor in initializers}
+        if any(name in node.input for node in nodes for name in set(_LIMITS) - known):
+            # Half of the range: a score may be added, and a mask to another one.
+            limit = np.array(self._halving.half.largest / 2, np.float32)
+            limits = zip(_LIMITS, (-limit, limit), strict=True)
+            initializers.extend(small(name, value) for name, value in limits)
+        copies = [TensorProto.FromString(t.SerializeToString()) for t in initializers]
+        del graph.node[:], graph.initializer[:]
+        graph.node.extend(nodes)
+        graph.initializer.extend(copies)
+        made = {name for node in nodes for name in node.output}
+        values = [v for v in graph.value_info if v.name in made or not self._is_narrow(v.name)]
+        for value in values:
+            if self._is_narrow(value.name):
+                version = self._narrow if value.name in self._bound else self._have[value.name]
+                value.type.tensor_type.elem_type = version
+        kept = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in values]
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
 
     def _is_plain_constant(self, node: onnx.NodeProto) -> bool:
         """Whether a node is a float Constant, which is stored in every version that is read."""

@@ -1,51 +1,87 @@
-"""Which nodes of a graph may compute in float16, and why the others may not.
+"""Which nodes of a graph may compute in half precision, and why the others may not.
 
 A node stays in float32 where
 
 1. its operator is in `FULL_OPS`: squares, sums and exponentials leave float16's range (65504) or
    its 11 bits long before activations do;
-2. onnx's schema of the operator has no float16 at one of the node's float inputs or outputs
-   (`Resize`'s scales), or the operator is not one of the standard domain, or it has a body;
+2. onnx's schema of the operator has no such type at one of the node's float inputs or outputs
+   (`Resize`'s scales), or the operator is not one of the standard domain, or it has a body, or it
+   handles sequences;
 3. it computes on numbers that come from integers alone: positions, their angles, masks. Positions
    above 2048 are no float16 numbers, and the angle's error grows with them;
 4. it multiplies a tensor by itself: a square, see 1;
-5. it stands between such nodes only: float32 in, float32 out, as `Add(ε)` in a norm.
+5. it reads or makes a tensor whose numbers were seen to leave the type's range (`Halving.beyond`);
+6. it stands between such nodes only: float32 in, float32 out, as `Add(ε)` in a norm.
+
+A Cast belongs to those who read it: it stays where all of them do. A `MicroMixLinear` computes in
+any type; only rule 5 keeps it in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import TensorProto, defs, numpy_helper
 
+from mmcompile import ops
 from mmcompile.model.opsets import STANDARD, opset_of
+from mmcompile.model.passes.half_types import HalfType
 
-HALF_MAX = 65504.0
-"""The largest finite float16."""
-_RANGE = "its result leaves float16's range or precision where its inputs do not"
+REASONS = {
+    "range": "its result leaves half precision's range or bits where its inputs do not",
+    "sum": "a sum over many elements needs more bits",
+    "positions": "it computes on positions or masks, which are counted and not learned",
+    "square": "it multiplies a tensor by itself: a square leaves half precision's range early",
+    "scales": "its scales stay as they were exported",
+    "made-in-type": "its element type is an attribute",
+    "no-such-type": "onnx does not define it in this type",
+    "foreign": "it is no operator of the standard domain",
+    "body": "it has a body, which is not rewritten",
+    "magnitude": "calibration saw numbers in it that the type cannot hold",
+    "between": "it stands between nodes in float32 only",
+}
+"""Why a node stays in float32, by code."""
 FULL_OPS = {
-    **dict.fromkeys("Pow Exp Log Reciprocal Sqrt".split(), _RANGE),
+    **dict.fromkeys("Pow Exp Log Reciprocal Sqrt".split(), "range"),
     **dict.fromkeys(
         "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMean ReduceProd ReduceSum "
         "ReduceSumSquare CumSum".split(),
-        "a sum over many elements needs more than 11 bits",
+        "sum",
     ),
-    **dict.fromkeys("Sin Cos Range".split(), "positions above 2048 are no float16 numbers"),
-    **dict.fromkeys(
-        "QuantizeLinear DequantizeLinear DynamicQuantizeLinear".split(),
-        "its scales stay as they were exported",
-    ),
+    **dict.fromkeys("Sin Cos Range".split(), "positions"),
+    **dict.fromkeys("QuantizeLinear DequantizeLinear DynamicQuantizeLinear".split(), "scales"),
     **dict.fromkeys(
         "ConstantOfShape EyeLike RandomNormal RandomNormalLike RandomUniform RandomUniformLike "
         "Bernoulli Multinomial".split(),
-        "its element type is an attribute",
+        "made-in-type",
     ),
 }
-"""Operators that stay in float32, with the reason."""
+"""Operators that stay in float32, with the code of the reason."""
 _TABLES = frozenset("Gather GatherElements GatherND OneHot".split())
 """Operators that look up a constant table: their results are learned, not counted."""
+
+
+@dataclass(frozen=True)
+class Halving:
+    """What to turn into half precision.
+
+    Attributes:
+        half: the type to compute in.
+        narrow: the element type that becomes it: what most of the model computes in.
+        linears: names of the nodes that are linears; they are never counted as rule 3.
+        beyond: tensors whose numbers were seen to leave the type's range.
+        stored: whether weights are converted; else they stay and are read through Casts.
+    """
+
+    half: HalfType
+    narrow: int
+    linears: frozenset[str] = frozenset()
+    beyond: frozenset[str] = frozenset()
+    stored: bool = True
 
 
 class HalfRules:
@@ -54,45 +90,62 @@ class HalfRules:
     Args:
         model: the skeleton.
         types: element type of every tensor of the main graph.
-        narrow: the element type that becomes float16: FLOAT, or BFLOAT16.
-        linears: names of the nodes that are linears; they are never counted as rule 3.
+        halving: what is asked for.
     """
 
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        types: Mapping[str, int],
-        narrow: int,
-        linears: frozenset[str],
-    ) -> None:
+    def __init__(self, model: onnx.ModelProto, types: Mapping[str, int], halving: Halving) -> None:
         self._graph = model.graph
         self._opset = opset_of(model)
         self._types = types
-        self._narrow = narrow
-        self._linears = linears
+        self._halving = halving
         self._constants = {t.name for t in self._graph.initializer}
         self._constants -= {value.name for value in self._graph.input}
         self.beyond: set[str] = set()
-        """Tensors computed from integers and from a constant beyond float16's range."""
+        """Tensors computed from integers and from a constant beyond the type's range."""
         self._beyond_constants = {
             t.name for t in self._graph.initializer if self._is_beyond(t)
         } & self._constants
         self._counted = self._integer_arithmetic()
-        full = [self._stays(node) for node in self._graph.node]
-        self.full = self._between(full)
-        """For every node in order: whether it computes in float32."""
+        self.reasons = [self._reason(node) for node in self._graph.node]
+        """For every node in order: the code of why it stays in float32; None where it does not."""
+        self._between()
 
-    def _stays(self, node: onnx.NodeProto) -> bool:
-        """Rules 1 to 4."""
+    def islands(self) -> Counter[str]:
+        """How many nodes stay in float32, by the code of the reason; those without floats not."""
+        return Counter(
+            reason
+            for node, reason in zip(self._graph.node, self.reasons, strict=True)
+            if reason is not None and self._has_floats(node)
+        )
+
+    def nodes_with_floats(self) -> int:
+        """How many nodes read or make what may become half precision."""
+        return sum(map(self._has_floats, self._graph.node))
+
+    def _has_floats(self, node: onnx.NodeProto) -> bool:
+        if node.op_type in ("Cast", "Constant") and node.domain in STANDARD:
+            return False
+        return any(self._is_narrow(name) for name in (*node.input, *node.output))
+
+    def _reason(self, node: onnx.NodeProto) -> str | None:
+        """Rules 1 to 5."""
         if node.op_type == "Cast" and node.domain in STANDARD:
-            return bool(self._counted.intersection(node.output))
-        if node.domain not in STANDARD or node.op_type in FULL_OPS:
-            return True
+            return "positions" if self._counted.intersection(node.output) else None
+        if not self._halving.beyond.isdisjoint((*node.input, *node.output)):
+            return "magnitude"
+        if is_compiled(node):
+            return None
+        if node.domain not in STANDARD:
+            return "foreign"
+        if node.op_type in FULL_OPS:
+            return FULL_OPS[node.op_type]
         if any(a.HasField("g") or a.graphs for a in node.attribute):
-            return True
-        if self._counted.intersection(node.output) or not self._schema_allows(node):
-            return True
-        return node.op_type == "Mul" and node.input[0] == node.input[1]
+            return "body"
+        if self._counted.intersection(node.output):
+            return "positions"
+        if not self._schema_allows(node):
+            return "no-such-type"
+        return "square" if node.op_type == "Mul" and node.input[0] == node.input[1] else None
 
     def _schema_allows(self, node: onnx.NodeProto) -> bool:
         try:
@@ -102,7 +155,9 @@ class HalfRules:
         for names, formals in ((node.input, schema.inputs), (node.output, schema.outputs)):
             for index, name in enumerate(names):
                 formal = formals[min(index, len(formals) - 1)]
-                if self._is_narrow(name) and "tensor(float16)" not in formal.types:
+                if self._is_narrow(name) and self._halving.half.formal not in formal.types:
+                    return False
+                if name and self._types.get(name) == TensorProto.UNDEFINED:  # a sequence
                     return False
         return True
 
@@ -120,7 +175,7 @@ class HalfRules:
                 if self._beyond_constants.intersection(inputs):
                     self._beyond_constants.update(node.output)
                 continue
-            if node.name in self._linears or node.domain not in STANDARD:
+            if node.name in self._halving.linears or node.domain not in STANDARD:
                 continue
             if node.op_type in _TABLES and inputs[0] in constants:
                 continue
@@ -131,43 +186,64 @@ class HalfRules:
                     self.beyond.update(floats)
         return counted
 
-    def _between(self, full: list[bool]) -> list[bool]:
-        """Rule 5, until nothing changes."""
+    def _between(self) -> None:
+        """Rule 6, until nothing changes."""
         nodes = list(self._graph.node)
         readers: dict[str, list[int]] = {}
         makers = {name: index for index, node in enumerate(nodes) for name in node.output}
         for index, node in enumerate(nodes):
             for name in node.input:
                 readers.setdefault(name, []).append(index)
-        outputs = {value.name for value in self._graph.output}
+        given = {value.name for value in self._graph.output}
         changed = True
         while changed:
             changed = False
             for index, node in enumerate(nodes):
-                if full[index] or node.op_type == "Constant" or node.name in self._linears:
+                if self.reasons[index] or node.op_type == "Constant":
                     continue
-                sources = [makers[n] for n in node.input if n in makers and self._is_narrow(n)]
-                sources = [s for s in sources if nodes[s].op_type != "Constant"]
-                fed = [n for n in node.input if self._is_narrow(n) and n not in makers]
-                fed = [name for name in fed if name not in self._constants]
+                if node.name in self._halving.linears or is_compiled(node):
+                    continue
                 sinks = [i for name in node.output for i in readers.get(name, [])]
-                if fed or not sources or not sinks or outputs.intersection(node.output):
-                    continue
-                if all(full[i] for i in sources) and all(full[i] for i in sinks):
-                    full[index] = changed = True
-        return full
+                is_given = bool(given.intersection(node.output))
+                if node.op_type == "Cast" and node.domain in STANDARD:
+                    narrow = self._is_narrow(node.output[0])
+                    inside = narrow and bool(sinks or is_given)
+                else:
+                    sources = list(self._sources(node, makers))
+                    inside = bool(sources and sinks) and not is_given
+                    inside = inside and all(s is not None and self.reasons[s] for s in sources)
+                if inside and all(self.reasons[i] for i in sinks):
+                    self.reasons[index] = "between"
+                    changed = True
+
+    def _sources(self, node: onnx.NodeProto, makers: Mapping[str, int]) -> Iterator[int | None]:
+        """The nodes that make a node's float inputs, Constants left out; None for a graph input."""
+        for name in node.input:
+            if not self._is_narrow(name) or name in self._constants:
+                continue
+            maker = makers.get(name)
+            if maker is None or self._graph.node[maker].op_type != "Constant":
+                yield maker
 
     def _is_narrow(self, name: str) -> bool:
-        return self._types.get(name) == self._narrow
+        return bool(name) and self._types.get(name) == self._halving.narrow
 
     def _is_integer(self, name: str) -> bool:
         return self._types.get(name, TensorProto.UNDEFINED) not in _FLOAT_TYPES
 
     def _is_beyond(self, tensor: onnx.TensorProto) -> bool:
-        if tensor.data_type != self._narrow or tensor.data_location == TensorProto.EXTERNAL:
+        if tensor.data_type != self._halving.narrow:
+            return False
+        if tensor.data_location == TensorProto.EXTERNAL:
             return False
         values = numpy_helper.to_array(tensor).astype(np.float32)
-        return bool((np.abs(values[np.isfinite(values)]) > HALF_MAX).any())
+        largest = self._halving.half.largest
+        return bool((np.abs(values[np.isfinite(values)]) > largest).any())
+
+
+def is_compiled(node: onnx.NodeProto) -> bool:
+    """Whether a node is one of ours."""
+    return node.domain == ops.DOMAIN and node.op_type == ops.OP_TYPE
 
 
 _FLOAT_TYPES = frozenset(

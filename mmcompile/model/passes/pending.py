@@ -1,23 +1,25 @@
-"""Constants of a baseline that are not written yet: what they hold, and how they are made.
+"""Initializers that a pass has declared and not written: what they hold, and how it is made.
 
 A graph is finished before any large weight is read. `Pending` says how the value of an initializer
-comes about; the writer asks for one value after the other.
+comes about, piece by piece; the writer asks for one value after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
-from mmcompile.model.passes.half_rules import HALF_MAX
+from mmcompile.model import ModelWriter, SourceModel
+from mmcompile.model.passes.half_types import HALF_TYPES
+from mmcompile.model.tensors import is_external, storage_bytes
 
-LOCATION = "mmcompile.baseline"
+LOCATION = "mmcompile.pending"
 """Location of external data that is declared by a pass and written later."""
 AnyArray = npt.NDArray[Any]
 _CHUNK = 4 * 2**20
@@ -29,15 +31,15 @@ class Pending:
     """Initializers whose values are still to be made, and what is to be said about the graph.
 
     Attributes:
-        made: how each declared initializer's value is made, by name.
+        made: how each declared initializer's value is made, by name: pieces in C order.
         notes: what the reader of the result should know.
     """
 
-    made: dict[str, Callable[[], AnyArray]] = field(default_factory=dict)
+    made: dict[str, Callable[[], Iterable[AnyArray]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def declare(name: str, elem_type: int, shape: tuple[int, ...]) -> onnx.TensorProto:
+def declare(name: str, elem_type: int, shape: Iterable[int]) -> onnx.TensorProto:
     """An initializer without its value."""
     tensor = TensorProto(name=name, data_type=elem_type, dims=shape)
     tensor.data_location = TensorProto.EXTERNAL
@@ -50,31 +52,53 @@ def small(name: str, value: AnyArray) -> onnx.TensorProto:
     return numpy_helper.from_array(np.asarray(value), name)
 
 
-def converted(values: AnyArray, elem_type: int, where: str, notes: list[str]) -> AnyArray:
-    """Values as float16 or float32, of the same shape.
+def write_weights(
+    writer: ModelWriter, model: onnx.ModelProto, source: SourceModel, pending: Pending
+) -> None:
+    """Writes the pending initializers of a graph and copies those of the source, one at a time.
 
-    Finite numbers beyond float16's range become its largest number, and a note is made of them:
-    as infinities they would turn a whole row into NaN. Infinities stay what they are.
+    Initializers that are neither, nor in the graph, are somebody else's to write.
+
+    Raises:
+        EnvironmentProblem: the disk is full, or the source's files have changed.
     """
-    if elem_type == TensorProto.FLOAT:
-        return values.astype(np.float32)
-    result = np.empty(values.shape, np.float16)
-    flat, target = values.reshape(-1), result.reshape(-1)
+    for tensor in model.graph.initializer:
+        make = pending.made.get(tensor.name)
+        if make is not None:
+            size = storage_bytes(tensor.data_type, tuple(tensor.dims))
+            writer.add_pieces(tensor.name, size, make())
+        elif is_external(tensor) and (reference := source.weights.ref(tensor.name)) is not None:
+            writer.copy(reference)
+
+
+def converted(values: AnyArray, elem_type: int, where: str, notes: list[str]) -> Iterator[AnyArray]:
+    """Values as float32, float16 or bfloat16, in pieces.
+
+    Finite numbers beyond a half-precision type's range become its largest number, and a note is
+    made of them: as infinities they would turn a whole row into NaN. Infinities stay.
+    """
+    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+    limits = [half.largest for half in HALF_TYPES.values() if half.elem_type == elem_type]
+    flat = values.reshape(-1)
     beyond = 0
     for start in range(0, flat.size, _CHUNK):
         part = flat[start : start + _CHUNK].astype(np.float32)
-        outside = np.isfinite(part) & (np.abs(part) > HALF_MAX)
-        beyond += int(outside.sum())
-        part[outside] = np.copysign(np.float32(HALF_MAX), part[outside])
-        target[start : start + _CHUNK] = part.astype(np.float16)
+        for largest in limits:
+            outside = np.isfinite(part) & (np.abs(part) > largest)
+            beyond += int(outside.sum())
+            part[outside] = np.copysign(np.float32(largest), part[outside])
+        yield part.astype(dtype, copy=False)
     if beyond:
-        notes.append(f"{where}: {beyond} values beyond ±65504 became ±65504 in float16")
-    return result
+        largest_text = f"±{limits[0]:g}" if limits[0] > 1e6 else f"±{limits[0]:.0f}"
+        notes.append(
+            f"{where}: {beyond} values beyond {largest_text} became {largest_text} in {dtype.name}"
+        )
 
 
 def to_elem_type(tensor: onnx.TensorProto, elem_type: int, notes: list[str]) -> onnx.TensorProto:
     """A tensor that holds its value, in another element type."""
     values = numpy_helper.to_array(tensor)
-    return numpy_helper.from_array(
-        converted(values, elem_type, f"constant {tensor.name}", notes), tensor.name
-    )
+    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+    pieces = list(converted(values, elem_type, f"constant {tensor.name}", notes))
+    whole = np.concatenate(pieces) if pieces else np.empty(0, dtype)
+    return numpy_helper.from_array(whole.reshape(values.shape), tensor.name)

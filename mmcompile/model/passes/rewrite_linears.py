@@ -5,7 +5,7 @@
 2. One `MicroMixLinear` reads the group's input; a Transpose stands before it where the layer had
    transA.
 3. Where the group has several layers, a Split along the last axis gives each its output.
-4. The packed constants are declared as external data of `PACKED`; the packer writes them later,
+4. The packed constants are declared (`pending.declare`); the packer writes them later,
    so that the graph is finished before any weight is read.
 5. The operator's function is added to the model, and the graph's inputs and outputs are as before.
 6. Whatever is not replaced stays as it was, byte for byte. graphsurgeon knows neither every type
@@ -26,12 +26,10 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from mmcompile import ops
 from mmcompile.errors import MMCompileError
+from mmcompile.model.passes.pending import declare
 from mmcompile.model.sites import SiteGroup
 from mmcompile.model.walk import all_graphs, all_nodes
 from mmcompile.plan import SCALE_WORD, GroupPlan
-
-PACKED = "mmcompile.packed"
-"""Location of tensors that are declared here and written by the packer."""
 
 TRANSPOSE, SPLIT = ".transpose", ".split"
 """What the names of the nodes around a `MicroMixLinear` add to its own."""
@@ -102,7 +100,7 @@ def _replace(
         split = gs.Node("Split", plan.name + SPLIT, {"axis": -1}, [merged, sizes], outputs)
         graph.nodes.append(split)
     constants = [
-        gs.Constant(name, LazyValues(_declare(name, elem_type, shape)))
+        gs.Constant(name, LazyValues(declare(name, elem_type, shape)))
         for name, (elem_type, shape) in zip(
             packed_names(plan.name), _constant_types(plan), strict=True
         )
@@ -126,13 +124,6 @@ def _constant_types(plan: GroupPlan) -> tuple[tuple[int, list[int]], ...]:
         (TensorProto.INT8, [plan.scale_words, rows, SCALE_WORD]),
         (TensorProto.FLOAT, [rows]),
     )
-
-
-def _declare(name: str, elem_type: int, shape: Sequence[int]) -> onnx.TensorProto:
-    tensor = TensorProto(name=name, data_type=elem_type, dims=shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value=PACKED)
-    return tensor
 
 
 def _topology(skeleton: onnx.ModelProto) -> onnx.ModelProto:

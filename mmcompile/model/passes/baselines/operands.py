@@ -105,7 +105,7 @@ class Operands:
         shape_ = (channels, count) if channels_first else (count, channels)
         codes = self._declare(site, "weight", _E4M3, shape_)
         full = half.astype(np.float32)
-        self._pending.made[codes] = lambda: weight.fp8(full, channels_first=channels_first)
+        self._pending.made[codes] = lambda: [weight.fp8(full, channels_first=channels_first)]
         axis: dict[str, Any] = {"axis": int(channels_first)} if self._per_channel else {}
         inputs = [codes, scale, zero]
         return self._node("DequantizeLinear", inputs, "weight.dequantized", site, **axis)
@@ -174,13 +174,13 @@ class Operands:
         """Two constants of one computation; the second is asked for after the first."""
         kept: list[AnyArray] = []
 
-        def codes() -> AnyArray:
+        def codes() -> list[AnyArray]:
             one, other = make()
             kept.append(other)
-            return one
+            return [one]
 
         self._pending.made[first] = codes
-        self._pending.made[second] = kept.pop
+        self._pending.made[second] = lambda: [kept.pop()]
 
     def _name(self, site: LinearSite | None, what: str) -> str:
         return f"{PREFIX}{what}.{site.node if site else self._group.name}"
