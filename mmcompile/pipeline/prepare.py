@@ -17,7 +17,7 @@ from mmcompile.model.opsets import opset_of
 from mmcompile.model.passes.find_linears import Selection, find_linears
 from mmcompile.model.passes.group_sites import group_sites
 from mmcompile.model.passes.name_nodes import name_nodes
-from mmcompile.model.passes.upcast_bfloat16 import upcast_bfloat16, uses_bfloat16
+from mmcompile.model.passes.upcast_half import upcast_half, uses_bfloat16
 from mmcompile.model.sites import SiteGroup
 from mmcompile.pipeline.files import check_name
 from mmcompile.plan import GroupPlan, LeftAlone, QuantPlan
@@ -74,7 +74,7 @@ def prepare(path: Path, selection: Selection) -> Prepared:
     linears = find_linears(source, selection)
     runnable = source.proto
     if uses_bfloat16(runnable):
-        runnable = upcast_bfloat16(runnable)
+        runnable = upcast_half(runnable)
     return Prepared(source, group_sites(linears.sites), linears.left_alone, runnable)
 
 
