@@ -119,14 +119,47 @@ def test_masks_do_not_become_infinite(where, tmp_path):
 def test_large_weights_are_clipped_and_reported(tmp_path):
     values = weight(K, N)
     values[0, :3] = 1e6, -7e4, np.inf
-    nodes = [node("MatMul", ["x", "W"], "h"), node("Mul", ["h", "c"], "y")]
-    result = make("fp16", model_of(nodes, {"W": values, "c": np.float32(1e9)}), tmp_path)
+    nodes = [node("MatMul", ["x", "W"], "h"), node("Max", ["h", "c"], "y")]
+    result = make("fp16", model_of(nodes, {"W": values, "c": np.float32(-1e9)}), tmp_path)
     tensors = {t.name: numpy_helper.to_array(t) for t in onnx.load(result.path).graph.initializer}
     half = tensors["W"]
     assert half.dtype == np.float16
     assert half[0, :3].tolist() == [65504, -65504, np.inf]
     assert any("weight W: 2 values beyond" in note for note in result.notes)
     assert any("constant c: 1 values beyond" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("op_type", ["Mul", "Div"])
+def test_products_with_constants_beyond_the_range_stay(op_type, tmp_path):
+    nodes = [node("MatMul", ["x", "W"], "h"), node(op_type, ["h", "c"], "y")]
+    made = make("fp16", model_of(nodes, {"W": weight(K, N), "c": np.float32(1e9)}), tmp_path)
+    x = np.full((1, 2, K), 1e-3, np.float32)
+    (y,), (exact,) = run(made.path, {"x": x}), run(tmp_path / "original.onnx", {"x": x})
+    np.testing.assert_allclose(y, exact, atol=2.0**-8 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("between", ["", "Expand", "counted"])
+def test_divisors_are_kept_from_zero(between, tmp_path):
+    """x / max(|x|, 10⁻⁹): float16 has no such number, and 0 / 0 is none either."""
+    shape = np.array([1, 2, N])
+    nodes = [
+        node("MatMul", ["x", "W"], "h"),
+        node("Abs", ["h"], "size"),
+        node("Max", ["size", "least"], "divisor"),
+        node("Expand", ["divisor", "shape"], "wide"),
+        node("Div", ["h", "wide" if between == "Expand" else "divisor"], "y"),
+    ]
+    mask = helper.make_tensor_value_info("mask", TensorProto.INT64, [N])
+    if between == "counted":
+        nodes[1] = node("Cast", ["mask"], "size", to=TensorProto.FLOAT)
+    values = {"W": weight(K, N), "least": np.float32(1e-9), "shape": shape}
+    if between != "Expand":
+        del nodes[3], values["shape"]
+    inputs = [mask] if between == "counted" else []
+    made = make("fp16", model_of(nodes, values, inputs=inputs), tmp_path)
+    feed = {"x": np.zeros((1, 2, K), np.float32)} | ({"mask": np.zeros(N, int)} if inputs else {})
+    (y,) = run(made.path, feed)
+    np.testing.assert_array_equal(y, 0)
 
 
 @pytest.mark.parametrize("kind", ["If", "Loop"])

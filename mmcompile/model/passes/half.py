@@ -9,9 +9,9 @@
 4. A weight is stored once, in half precision where anything reads it so; it is declared here and
    converted when it is written, one at a time. Small constants are stored in every version.
 5. Inputs and outputs keep names, types and dimensions; Casts stand at the border.
-6. Masks: a tensor made of integers and of a constant beyond the type's range is clipped to half of
-   that range before its Cast. Scores may be added to it then without becoming −∞, and −∞ in all of
-   a row makes a Softmax NaN.
+6. Masks: a tensor made of integers and of a constant beyond the type's range is clipped to an
+   eighth of that range before its Cast. Scores may be added to it then without becoming −∞, and −∞
+   in all of a row makes a Softmax NaN.
 7. `MicroMixLinear` reads and gives any type; its bias stays in float32.
 
 A second run changes nothing.
@@ -20,7 +20,7 @@ A second run changes nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,10 +48,13 @@ class Halved:
     Attributes:
         nodes: nodes that compute on floats of the type that was turned into half precision.
         islands: how many of them stay in float32, by reason (`half_rules.REASONS`).
+        tensors: the activations that exist in half precision: what such a version is called, by
+            the name that the tensor had.
     """
 
     nodes: int
     islands: Counter[str]
+    tensors: Mapping[str, str]
 
 
 def to_half(
@@ -110,26 +113,26 @@ class _Conversion:
         self._needs: dict[str, set[int]] = {}
         """The versions of a tensor that are read."""
         self._names: dict[tuple[str, int], str] = {}
+        self._taken = set(self._types)
 
     def run(self) -> Halved:
         """Rewrites the graph of the model."""
         nodes = list(self._graph.node)
-        halved = Halved(self._rules.nodes_with_floats(), self._rules.islands())
+        count, islands = self._rules.nodes_with_floats(), self._rules.islands()
         versions = list(map(self._version, nodes, self._rules.reasons))
         reads = [self._settle(node, v) for node, v in zip(nodes, versions, strict=True)]
         for value in self._graph.output:
             self._need(value.name, self._narrow)
         constants = [node.output[0] for node in nodes if self._is_plain_constant(node)]
-        for name in (*constants, *(t.name for t in self._weights if not is_external(t))):
+        for name in (*constants, *(t.name for t in self._weights if self._is_copied(t))):
             needs = self._needs.get(name, set())
             self._have[name] = self._half if self._half in needs else min(needs, default=_FULL)
-        for tensor in filter(is_external, self._weights):
-            converts = self._halving.stored and self._half in self._needs.get(tensor.name, set())
-            self._have[tensor.name] = self._half if converts else self._narrow
+        cast = [tensor.name for tensor in self._weights if not self._is_copied(tensor)]
+        for name in cast:
+            converts = self._halving.stored and self._half in self._needs.get(name, set())
+            self._have[name] = self._half if converts else self._narrow
         initializers = list(self._initializers())
-        emitted = [cast for name in self._fed for cast in self._casts(name)]
-        for tensor in filter(is_external, self._weights):
-            emitted.extend(self._casts(tensor.name))
+        emitted = [node for name in (*self._fed, *cast) for node in self._casts(name)]
         for node, version, read in zip(nodes, versions, reads, strict=True):
             if self._is_plain_constant(node):
                 emitted.extend(self._constant(node))
@@ -138,7 +141,15 @@ class _Conversion:
             for name in node.output:
                 emitted.extend(self._casts(name))
         self._replace(emitted, initializers)
-        return halved
+        tensors = {name: self._name(name, self._half) for name in self._in_half(constants)}
+        return Halved(count, islands, tensors)
+
+    def _in_half(self, constants: Iterable[str]) -> Iterator[str]:
+        """The activations that are made or read in half precision."""
+        left_out = {tensor.name for tensor in self._weights}.union(constants)
+        for name, version in self._have.items():
+            if name not in left_out and self._half in (version, *self._needs.get(name, ())):
+                yield name
 
     def _check(self) -> None:
         """Refuses graphs whose types are not all known, and bodies that would have to change."""
@@ -199,8 +210,9 @@ class _Conversion:
             return name
         if (name, version) not in self._names:
             target = f"{name}.{helper.tensor_dtype_to_np_dtype(version).name}"
-            while target in self._types or target in self._names.values():
+            while target in self._taken:
                 target += "_"
+            self._taken.add(target)
             self._names[name, version] = target
         return self._names[name, version]
 
@@ -255,18 +267,24 @@ class _Conversion:
             if tensor.name not in weights:
                 yield tensor
             elif needs := self._needs.get(tensor.name, set()):
-                versions = {self._have[tensor.name]} if is_external(tensor) else needs
+                versions = needs if self._is_copied(tensor) else {self._have[tensor.name]}
                 yield from (self._stored(tensor, version) for version in sorted(versions))
+
+    def _is_copied(self, tensor: TensorProto) -> bool:
+        """Whether an initializer is small, and stored in every version that is read."""
+        if is_external(tensor):
+            return False
+        return self._halving.stored or tensor.name in self._rules.beyond_constants
 
     def _stored(self, tensor: TensorProto, version: int) -> TensorProto:
         name, target = tensor.name, self._name(tensor.name, version)
         notes = self._pending.notes
+        if version == self._narrow and target == name:
+            return tensor
         if not is_external(tensor):
             new = to_elem_type(tensor, version, notes)
             new.name = target
             return new
-        if version == self._narrow:
-            return tensor
         self._pending.made[target] = lambda: converted(
             self._source.weights.read(name), version, f"weight {name}", notes
         )
@@ -277,8 +295,7 @@ class _Conversion:
         graph = self._graph
         known = {tensor.name for tensor in initializers}
         if any(name in node.input for node in nodes for name in set(_LIMITS) - known):
-            # Half of the range: a score may be added, and a mask to another one.
-            limit = np.array(self._halving.half.largest / 2, np.float32)
+            limit = np.array(self._halving.half.mask, np.float32)
             limits = zip(_LIMITS, (-limit, limit), strict=True)
             initializers.extend(small(name, value) for name, value in limits)
         copies = [TensorProto.FromString(t.SerializeToString()) for t in initializers]

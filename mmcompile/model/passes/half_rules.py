@@ -11,7 +11,9 @@ A node stays in float32 where
    above 2048 are no float16 numbers, and the angle's error grows with them;
 4. it multiplies a tensor by itself: a square, see 1;
 5. it reads or makes a tensor whose numbers were seen to leave the type's range (`Halving.beyond`);
-6. it stands between such nodes only: float32 in, float32 out, as `Add(ε)` in a norm.
+6. it multiplies by a small constant that is beyond the type's range, or it adds or compares with
+   one that vanishes in it, as the ε that a divisor is kept from zero by; and that division;
+7. it stands between such nodes only: float32 in, float32 out, as `Add(ε)` in a norm.
 
 A Cast belongs to those who read it: it stays where all of them do. A `MicroMixLinear` computes in
 any type; only rule 5 keeps it in float32.
@@ -30,6 +32,7 @@ from onnx import TensorProto, defs, numpy_helper
 from mmcompile import ops
 from mmcompile.model.opsets import STANDARD, opset_of
 from mmcompile.model.passes.half_types import HalfType
+from mmcompile.model.tensors import is_external
 
 REASONS = {
     "range": "its result leaves half precision's range or bits where its inputs do not",
@@ -42,6 +45,7 @@ REASONS = {
     "foreign": "it is no operator of the standard domain",
     "body": "it has a body, which is not rewritten",
     "magnitude": "calibration saw numbers in it that the type cannot hold",
+    "constant": "it computes with a constant that the type cannot hold",
     "between": "it stands between nodes in float32 only",
 }
 """Why a node stays in float32, by code."""
@@ -63,6 +67,11 @@ FULL_OPS = {
 """Operators that stay in float32, with the code of the reason."""
 _TABLES = frozenset("Gather GatherElements GatherND OneHot".split())
 """Operators that look up a constant table: their results are learned, not counted."""
+_PRODUCTS = frozenset(("Mul", "Div"))
+_BOUNDS = frozenset("Add Clip Max".split())
+"""Operators that keep a divisor from zero by a constant."""
+_MOVES = frozenset("Cast Expand Identity Reshape Squeeze Transpose Unsqueeze".split())
+"""Operators that may stand between a bound and the division."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +111,13 @@ class HalfRules:
         self._constants -= {value.name for value in self._graph.input}
         self.beyond: set[str] = set()
         """Tensors computed from integers and from a constant beyond the type's range."""
-        self._beyond_constants = {
-            t.name for t in self._graph.initializer if self._is_beyond(t)
-        } & self._constants
+        self.beyond_constants: set[str] = set()
+        """Small constants with numbers beyond the type's range."""
+        self._vanishing: set[str] = set()
+        """Small constants all of whose numbers become zero, and what was made with them."""
+        for tensor in self._graph.initializer:
+            if tensor.name in self._constants:
+                self._look_at(tensor, tensor.name)
         self._counted = self._integer_arithmetic()
         self.reasons = [self._reason(node) for node in self._graph.node]
         """For every node in order: the code of why it stays in float32; None where it does not."""
@@ -128,7 +141,8 @@ class HalfRules:
         return any(self._is_narrow(name) for name in (*node.input, *node.output))
 
     def _reason(self, node: onnx.NodeProto) -> str | None:
-        """Rules 1 to 5."""
+        """Rules 1 to 6."""
+        misses_a_constant = self._misses_a_constant(node)
         if node.op_type == "Cast" and node.domain in STANDARD:
             return "positions" if self._counted.intersection(node.output) else None
         if not self._halving.beyond.isdisjoint((*node.input, *node.output)):
@@ -145,7 +159,9 @@ class HalfRules:
             return "positions"
         if not self._schema_allows(node):
             return "no-such-type"
-        return "square" if node.op_type == "Mul" and node.input[0] == node.input[1] else None
+        if node.op_type == "Mul" and node.input[0] == node.input[1]:
+            return "square"
+        return "constant" if misses_a_constant else None
 
     def _schema_allows(self, node: onnx.NodeProto) -> bool:
         try:
@@ -170,10 +186,11 @@ class HalfRules:
             if all(name in constants for name in inputs) and not node.op_type.startswith("Random"):
                 constants.update(node.output)
                 for attribute in node.attribute:
-                    if attribute.HasField("t") and self._is_beyond(attribute.t):
-                        self._beyond_constants.update(node.output)
-                if self._beyond_constants.intersection(inputs):
-                    self._beyond_constants.update(node.output)
+                    if attribute.HasField("t"):
+                        self._look_at(attribute.t, node.output[0])
+                for found in (self.beyond_constants, self._vanishing):
+                    if found.intersection(inputs):
+                        found.update(node.output)
                 continue
             if node.name in self._halving.linears or node.domain not in STANDARD:
                 continue
@@ -182,12 +199,12 @@ class HalfRules:
             if all(n in constants or n in counted or self._is_integer(n) for n in inputs):
                 floats = [name for name in node.output if self._is_narrow(name)]
                 counted.update(floats)
-                if not (self.beyond | self._beyond_constants).isdisjoint(inputs):
+                if not (self.beyond | self.beyond_constants).isdisjoint(inputs):
                     self.beyond.update(floats)
         return counted
 
     def _between(self) -> None:
-        """Rule 6, until nothing changes."""
+        """Rule 7, until nothing changes."""
         nodes = list(self._graph.node)
         readers: dict[str, list[int]] = {}
         makers = {name: index for index, node in enumerate(nodes) for name in node.output}
@@ -231,14 +248,25 @@ class HalfRules:
     def _is_integer(self, name: str) -> bool:
         return self._types.get(name, TensorProto.UNDEFINED) not in _FLOAT_TYPES
 
-    def _is_beyond(self, tensor: onnx.TensorProto) -> bool:
-        if tensor.data_type != self._halving.narrow:
-            return False
-        if tensor.data_location == TensorProto.EXTERNAL:
-            return False
-        values = numpy_helper.to_array(tensor).astype(np.float32)
-        largest = self._halving.half.largest
-        return bool((np.abs(values[np.isfinite(values)]) > largest).any())
+    def _look_at(self, tensor: onnx.TensorProto, name: str) -> None:
+        """Notes whether the type can hold a small constant."""
+        if tensor.data_type != self._halving.narrow or is_external(tensor):
+            return
+        magnitudes = np.abs(numpy_helper.to_array(tensor).astype(np.float32))
+        magnitudes = magnitudes[np.isfinite(magnitudes)]
+        if (magnitudes > self._halving.half.largest).any():
+            self.beyond_constants.add(name)
+        if magnitudes.any() and (magnitudes <= self._halving.half.smallest / 2).all():
+            self._vanishing.add(name)
+
+    def _misses_a_constant(self, node: onnx.NodeProto) -> bool:
+        """Rule 6; what a vanishing constant bounds is followed to the division by it."""
+        vanishing = not self._vanishing.isdisjoint(node.input)
+        if vanishing and node.op_type in _BOUNDS | _MOVES:
+            self._vanishing.update(node.output)
+        if node.op_type in _PRODUCTS:
+            return vanishing or not self.beyond_constants.isdisjoint(node.input)
+        return vanishing and node.op_type in _BOUNDS
 
 
 def is_compiled(node: onnx.NodeProto) -> bool:

@@ -15,11 +15,18 @@ class HalfType:
         name: what it is asked for by.
         elem_type: its `onnx.TensorProto` type.
         largest: its largest finite number.
+        smallest: its smallest number above zero.
     """
 
     name: str
     elem_type: int
     largest: float
+    smallest: float
+
+    @property
+    def mask(self) -> float:
+        """What masks are clipped to: two of them and a score stay far inside of the range."""
+        return self.largest / 8
 
     @property
     def dtype(self) -> str:
@@ -35,8 +42,8 @@ class HalfType:
 HALF_TYPES = {
     half.name: half
     for half in (
-        HalfType("fp16", TensorProto.FLOAT16, 65504.0),
-        HalfType("bf16", TensorProto.BFLOAT16, (2 - 2.0**-7) * 2.0**127),
+        HalfType("fp16", TensorProto.FLOAT16, 65504.0, 2.0**-24),
+        HalfType("bf16", TensorProto.BFLOAT16, (2 - 2.0**-7) * 2.0**127, 2.0**-133),
     )
 }
 """Both by name."""
