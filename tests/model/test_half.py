@@ -160,6 +160,7 @@ def test_divisors_are_kept_from_zero(between, tmp_path):
     feed = {"x": np.zeros((1, 2, K), np.float32)} | ({"mask": np.zeros(N, int)} if inputs else {})
     (y,) = run(made.path, feed)
     np.testing.assert_array_equal(y, 0)
+    assert producers(made.path)["y"].op_type == "Div"  # and no Cast of it
 
 
 @pytest.mark.parametrize("kind", ["If", "Loop"])
