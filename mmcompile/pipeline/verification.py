@@ -137,7 +137,7 @@ def verify_models(
     samples = take_samples(prepared, evidence.data, options.samples)
     source = prepared.source
     logits = logit_outputs(source, options)
-    outputs = compare_outputs(source, compiled, samples, logits, progress)
+    (outputs,) = compare_outputs(source, [compiled], samples, logits, progress)
     if runs_unpacked(compiled):
         notes.append("the compiled model ran with its weights unpacked by the native module")
     missed = misses(outputs, options.fail_below)

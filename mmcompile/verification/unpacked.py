@@ -57,7 +57,8 @@ def open_compiled(compiled: SourceModel, skeleton: onnx.ModelProto) -> ort.Infer
         EnvironmentProblem: the model's folder takes no temporary file.
     """
     if not runs_unpacked(compiled):
-        purpose = Purpose.DEPLOYMENT if skeleton is compiled.proto else Purpose.FEW_RUNS
+        deployed = skeleton is compiled.proto and compiled_nodes(compiled)
+        purpose = Purpose.DEPLOYMENT if deployed else Purpose.FEW_RUNS
         return open_session(skeleton, compiled.folder, purpose)
     model = onnx.ModelProto()
     model.CopyFrom(skeleton)

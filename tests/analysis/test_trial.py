@@ -59,7 +59,7 @@ def test_trials_agree_with_the_comparison_of_written_models(prepared, tmp_path):
         found = bench.agreements(pairs, references)
         again = bench.agreements(pairs, references[1:])
     for part, agreements in zip(sets, found, strict=True):
-        expected = compare_outputs(prepared.source, compiled, part, frozenset(), Silent())
+        (expected,) = compare_outputs(prepared.source, [compiled], part, frozenset(), Silent())
         assert agreements["y"].cosines == pytest.approx(expected["y"].cosines, abs=1e-6)
         assert 1e-4 < worst_error(agreements) < 0.5
     assert again[0]["y"].cosines == found[1]["y"].cosines
