@@ -43,7 +43,7 @@ from mmcompile.pipeline.options import VerifyOptions
 from mmcompile.pipeline.prepare import Prepared, prepare
 from mmcompile.pipeline.reporting import tool_versions
 from mmcompile.pipeline.stopwatch import Stopwatch
-from mmcompile.pipeline.trial import TrialBench, refuse_bfloat16
+from mmcompile.pipeline.trial import TrialBench
 from mmcompile.pipeline.verification import logit_outputs, take_samples
 from mmcompile.pipeline.weights import WeightInputs
 from mmcompile.policy.plan_damage import predicted_damage
@@ -145,10 +145,8 @@ def _check(prepared: Prepared, options: AnalyzeOptions) -> None:
     """Refuses what cannot be analysed.
 
     Raises:
-        UsageError: the model cannot run here, has no linear layers, or there is no data.
+        UsageError: the model has no linear layers, or there is no data.
     """
-    remedy = "analyse a float32 or float16 export of it"
-    refuse_bfloat16(prepared, "analysis-unmeasured", str(prepared.source.path), remedy)
     if not prepared.groups:
         remedy = "see mmcompile inspect for the reasons"
         reason = "no linear layer was found that could be compiled"

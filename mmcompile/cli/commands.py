@@ -27,6 +27,7 @@ from mmcompile.cli.options import (
     policy_options,
     refuse_beside_plan,
     refuse_of_other_policies,
+    rest_option,
     selection_options,
     text_options,
     verbose_option,
@@ -79,6 +80,7 @@ cli.command_class = SectionedCommand
     "--plan", type=FILE, metavar="FILE", help="A plan.json to use instead of calibrating."
 )
 @selection_options
+@rest_option
 @click.option("--verify/--no-verify", default=True, help="Compare the result with the original.")
 @verify_options
 @click.option(
@@ -105,6 +107,7 @@ def compile_command(
     from mmcompile.cli.console import print_json
     from mmcompile.cli.tables import print_forecast, print_outcome, print_report
     from mmcompile.effort import Effort, Weights
+    from mmcompile.model.passes.half_types import Rest
     from mmcompile.pipeline.compile import compile_model
     from mmcompile.pipeline.forecast import forecast
     from mmcompile.pipeline.options import CompileOptions
@@ -122,6 +125,7 @@ def compile_command(
         effort=Effort(values["effort"]),
         weights=None if values["weights"] is None else Weights(values["weights"]),
         selection=make_selection(values),
+        rest=None if values["rest"] is None else Rest(values["rest"]),
         verify=make_verify(values),
         build=make_build(values),
         html=values["html"],

@@ -180,6 +180,14 @@ policy_options = options(
     ),
 )
 
+rest_option = click.option(
+    "--rest",
+    type=click.Choice(["fp16", "bf16", "keep"]),
+    metavar="TYPE",
+    help="What all but the compiled linears compute in: fp16 (the default), bf16 (that of bfloat16 "
+    "models), or keep. What it cannot hold stays in float32.",
+)
+
 selection_options = options(
     click.option(
         "--include",

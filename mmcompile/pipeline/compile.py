@@ -15,6 +15,7 @@ from mmcompile.backends.engines.meta import BUILD_FILE, ENGINE_FILE, META_FILE
 from mmcompile.backends.engines.plugin import LIBRARY
 from mmcompile.errors import VerificationError
 from mmcompile.model import ModelWriter, load_model
+from mmcompile.model.passes.pending import Pending, write_weights
 from mmcompile.model.passes.rewrite_linears import packed_names, rewrite_linears
 from mmcompile.model.sites import SiteGroup
 from mmcompile.output import DATA_FILE, MODEL_FILE, StagedOutput, disk_errors
@@ -27,6 +28,7 @@ from mmcompile.pipeline.forecast import model_bytes
 from mmcompile.pipeline.options import CompileOptions, CompileResult
 from mmcompile.pipeline.prepare import Prepared, prepare
 from mmcompile.pipeline.reporting import LayerFigures, Outcome, build_report
+from mmcompile.pipeline.rest import RestDone, halve_rest, plan_rest, with_islands
 from mmcompile.pipeline.stopwatch import Stopwatch
 from mmcompile.pipeline.verification import Evidence, check_demands, shortfall, verify_models
 from mmcompile.pipeline.weights import WeightInputs, weights_of
@@ -67,29 +69,33 @@ def compile_model(
         prepared = prepare(Path(path), options.selection)
         inputs = open_inputs(prepared, options.data)
     check_demands(prepared, inputs.held_back, options.verify)
+    if options.rest is not None:
+        plan_rest(prepared, options.rest, ())  # refuses what it cannot be asked of
     interface = model_interface(prepared.source.proto)
     choices = choose(interface, options.build, inputs.calibration or inputs.held_back)
     sampled = weights_of(prepared, inputs.calibration, options, progress)
+    weights = (sampled.method, sampled.reason)
     if options.dry_run:
         with sampled:
             decision = decide(prepared, inputs, options, progress, watch, sampled)
-        size = model_bytes(prepared, decision.decided)
-        outcome = Outcome(watch.seconds, size, weights=(sampled.method, sampled.reason))
+        planned = plan_rest(prepared, options.rest, decision.decided)
+        size, rest = model_bytes(prepared, decision.decided, planned)
+        outcome = Outcome(watch.seconds, size, rest.info(), weights=weights)
         report = build_report(prepared, decision, target, options, outcome)
         return CompileResult(decision.plan, report, (), passed=True)
     with StagedOutput(options.output, protect=prepared.source.files) as stage, sampled:
         decision = decide(prepared, inputs, options, progress, watch, sampled)
-        with watch.stage("rewrite"):
-            rewritten = rewrite_linears(prepared.source.proto, decision.decided)
+        rewritten, rest = _rewrite(prepared, decision, options, progress, watch)
         with watch.stage("pack"):
-            figures = _write(prepared, decision, rewritten, stage.folder, sampled, progress)
+            graph = (rewritten, rest.pending)
+            figures = _write(prepared, decision, graph, stage.folder, sampled, progress)
         written = onnx.load(stage.folder / MODEL_FILE, load_external_data=False)
         check_model(interface, model_interface(written), options.output / MODEL_FILE)
         verification = None
         if options.verify.enabled:
             with watch.stage("verify"):
-                evidence = Evidence(inputs.held_back, inputs.disjoint, decision.sampled_rows)
                 compiled = load_model(stage.folder / MODEL_FILE)
+                evidence = _evidence(decision, rest)
                 verification = verify_models(prepared, compiled, evidence, options.verify, progress)
         size = sum(file.stat().st_size for file in stage.folder.iterdir())
         _write_plan(decision.plan, stage.folder)
@@ -106,7 +112,7 @@ def compile_model(
                     original=prepared.source.path,
                 )
         outcome = Outcome(
-            watch.seconds, size, figures, verification, delivery, (sampled.method, sampled.reason)
+            watch.seconds, size, rest.info(), figures, verification, delivery, weights
         )
         report = build_report(prepared, decision, target, options, outcome)
         _write_report(report, stage.folder, options.html)
@@ -119,17 +125,39 @@ def compile_model(
     return CompileResult(decision.plan, report, files, passed=True)
 
 
+def _rewrite(
+    prepared: Prepared,
+    decision: Decision,
+    options: CompileOptions,
+    progress: Progress,
+    watch: Stopwatch,
+) -> tuple[onnx.ModelProto, RestDone]:
+    """The graph of the compiled model; none of its weights is written yet."""
+    decided, inputs = decision.decided, decision.inputs
+    with watch.stage("rest"):
+        rest = plan_rest(prepared, options.rest, decided)
+        rest = with_islands(rest, prepared, inputs.calibration or inputs.held_back, progress)
+    with watch.stage("rewrite"):
+        rewritten = rewrite_linears(prepared.source.proto, decided)
+        return rewritten, halve_rest(rest, prepared, rewritten, decided)
+
+
+def _evidence(decision: Decision, rest: RestDone) -> Evidence:
+    inputs, rows = decision.inputs, decision.sampled_rows
+    return Evidence(inputs.held_back, inputs.disjoint, rows, rest.plan.alone)
+
+
 def _write(
     prepared: Prepared,
     decision: Decision,
-    rewritten: onnx.ModelProto,
+    graph: tuple[onnx.ModelProto, Pending],
     folder: Path,
     sampled: WeightInputs,
     progress: Progress,
 ) -> dict[str, LayerFigures]:
     """Packs group by group into the data file, copies what is unchanged, writes the graph."""
     figures = {}
-    weights = prepared.source.weights
+    rewritten, pending = graph
     sampled.collect()
     with ModelWriter(folder) as writer:
         pairs = decision.decided
@@ -138,11 +166,7 @@ def _write(
             for name, array in zip(packed_names(plan.name), packed.constants(), strict=True):
                 writer.add(name, array)
             figures[plan.name] = _measure(prepared, decision, sites, plan, packed)
-        packed_tensors = {name for _, plan in pairs for name in packed_names(plan.name)}
-        for tensor in rewritten.graph.initializer:
-            reference = weights.ref(tensor.name)
-            if reference is not None and tensor.name not in packed_tensors:
-                writer.copy(reference)
+        write_weights(writer, rewritten, prepared.source, pending)
         writer.finish(rewritten)
     return figures
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from onnx import TensorProto
 
+from mmcompile.model import SourceModel
+from mmcompile.model.passes.half_types import Rest
 from mmcompile.model.passes.rewrite_linears import rewrite_linears
 from mmcompile.model.sites import SiteGroup
 from mmcompile.model.tensors import is_external, storage_bytes
 from mmcompile.pipeline.options import CompileOptions
 from mmcompile.pipeline.prepare import Prepared, prepare
+from mmcompile.pipeline.rest import RestDone, RestPlan, halve_rest, plan_rest
 from mmcompile.pipeline.uncalibrated import plan_without_data
 from mmcompile.plan import GroupPlan, LeftAlone, QuantPlan, Segment, format_order
 from mmcompile.policy.options import COST, UNIFORM, Policy
@@ -46,6 +51,7 @@ class Forecast(msgspec.Struct, frozen=True):
         target: name of the GPU.
         policy: name of the policy.
         model_bytes: size of the original.
+        fp16_bytes: the same with two bytes per weight.
         groups: groups of linears that would be rewritten.
         linears: linears in them.
         weights: their weights.
@@ -59,6 +65,7 @@ class Forecast(msgspec.Struct, frozen=True):
     target: str
     policy: str
     model_bytes: int
+    fp16_bytes: int
     groups: int
     linears: int
     weights: int
@@ -79,10 +86,11 @@ def forecast(model: Path, options: CompileOptions) -> Forecast:
         target=target.name,
         policy=policy.name,
         model_bytes=prepared.source.size_bytes,
+        fp16_bytes=fp16_bytes(prepared.source),
         groups=len(prepared.groups),
         linears=sum(len(group.sites) for group in prepared.groups),
         weights=sum(group.in_channels * group.out_channels for group in prepared.groups),
-        formats=tuple(_in_one_format(prepared, base, name, target) for name in names),
+        formats=tuple(_in_one_format(prepared, base, name, target, options.rest) for name in names),
         left_alone=prepared.left_alone,
         note=_note(policy),
     )
@@ -112,12 +120,25 @@ def _note(policy: Policy) -> str:
     return f"{note} The budget is at most {' and '.join(limits)}."
 
 
-def model_bytes(prepared: Prepared, decided: Sequence[tuple[SiteGroup, GroupPlan]]) -> int:
-    """Bytes of the compiled model: its graph and every weight in it; only alignment is left out."""
+def model_bytes(
+    prepared: Prepared, decided: Sequence[tuple[SiteGroup, GroupPlan]], rest: RestPlan
+) -> tuple[int, RestDone]:
+    """Bytes of the compiled model: its graph and every weight in it; only alignment is left out.
+
+    Also what became of all but the compiled linears.
+    """
     proto = rewrite_linears(prepared.source.proto, decided)
+    done = halve_rest(rest, prepared, proto, decided)
     weights = filter(is_external, proto.graph.initializer)
     graph: int = proto.ByteSize()
-    return graph + sum(storage_bytes(t.data_type, tuple(t.dims)) for t in weights)
+    return graph + sum(storage_bytes(t.data_type, tuple(t.dims)) for t in weights), done
+
+
+def fp16_bytes(source: SourceModel) -> int:
+    """Bytes of a model if none of its weights took more than two."""
+    wider = {TensorProto.FLOAT: 2, TensorProto.DOUBLE: 6}
+    saved = (wider.get(t.data_type, 0) * math.prod(t.dims) for t in source.proto.graph.initializer)
+    return source.size_bytes - int(sum(saved))
 
 
 def _padded(plan: QuantPlan, multiple: int) -> QuantPlan:
@@ -131,7 +152,7 @@ def _padded(plan: QuantPlan, multiple: int) -> QuantPlan:
 
 
 def _in_one_format(
-    prepared: Prepared, base: QuantPlan, name: str, target: Target
+    prepared: Prepared, base: QuantPlan, name: str, target: Target, rest: Rest | None
 ) -> FormatForecast:
     groups = tuple(
         msgspec.structs.replace(
@@ -139,9 +160,11 @@ def _in_one_format(
         )
         for group in base.groups
     )
+    decided = tuple(zip(prepared.groups, groups, strict=True))
+    size, _ = model_bytes(prepared, decided, plan_rest(prepared, rest, decided))
     return FormatForecast(
         format=name,
-        model_bytes=model_bytes(prepared, tuple(zip(prepared.groups, groups, strict=True))),
+        model_bytes=size,
         weight_bits=msgspec.structs.replace(base, groups=groups).mean_weight_bits(),
         compute_limit=target.compute_limit(groups),
     )

@@ -10,6 +10,7 @@ from typing import Any
 from mmcompile.backends.engines.options import BuildOptions
 from mmcompile.effort import Effort, Weights
 from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.passes.half_types import Rest
 from mmcompile.plan import QuantPlan
 from mmcompile.policy.options import Policy
 from mmcompile.report.model import Report
@@ -76,6 +77,8 @@ class CompileOptions:
         effort: how much computing plan and weights may take.
         weights: how weights are rounded; None is the default of effort and policy.
         selection: which linears to take.
+        rest: what all but the compiled linears compute in; None is float16, or bfloat16 for a
+            model that computes in it.
         verify: how to verify.
         build: whether and how the engine is built.
         html: write report.html, too.
@@ -91,6 +94,7 @@ class CompileOptions:
     effort: Effort = Effort.BALANCED
     weights: Weights | None = None
     selection: Selection = field(default_factory=Selection)
+    rest: Rest | None = None
     verify: VerifyOptions = field(default_factory=VerifyOptions)
     build: BuildOptions = field(default_factory=BuildOptions)
     html: bool = True

@@ -45,6 +45,11 @@ class Prepared:
         return self.runnable is not self.source.proto
 
     @property
+    def runnable_source(self) -> SourceModel:
+        """The model as this machine can run it."""
+        return dataclasses.replace(self.source, proto=self.runnable)
+
+    @property
     def opset(self) -> int:
         """Version of the default ONNX domain."""
         return opset_of(self.source.proto)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from mmcompile.data.dataset import CalibrationData
 from mmcompile.errors import UsageError
 from mmcompile.pipeline.prepare import Prepared
-from mmcompile.pipeline.trial import TrialBench, refuse_bfloat16, worst_error
+from mmcompile.pipeline.trial import TrialBench, worst_error
 from mmcompile.pipeline.verification import take_samples
 from mmcompile.pipeline.weights import InputsOf, no_inputs
 from mmcompile.plan import QuantPlan
@@ -54,10 +54,8 @@ def smallest_within(
         inputs_of: sampled inputs for error feedback.
 
     Raises:
-        UsageError: MXFP8 throughout errs more, or the model cannot be run here.
+        UsageError: MXFP8 throughout errs more.
     """
-    remedy = "give --target-speed or --target-bits instead"
-    refuse_bfloat16(prepared, "max-error-unmeasured", "--max-error", remedy)
     with TrialBench(prepared, inputs_of=inputs_of) as bench:
         reference = bench.reference(take_samples(prepared, data, SAMPLES), Silent())
 

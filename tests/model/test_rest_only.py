@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mmcompile.calib.magnitudes import largest_magnitudes
+from mmcompile.model.passes.half_rules import Halving
 from mmcompile.model.passes.half_types import BF16, FP16
 from mmcompile.model.passes.rest_only import rest_only
 from mmcompile.model.session import open_session
@@ -36,7 +37,7 @@ def linear_between():
 def test_linears_are_exact_and_all_else_rounds(half, tmp_path):
     model, values = linear_between()
     prepared = prepare(model, tmp_path)
-    alone = rest_only(prepared.source, prepared.sites, half)
+    alone = rest_only(prepared.source, prepared.sites, Halving(half, TensorProto.FLOAT))
     x = weight(2, 3, K, seed=3)
     feed = {"x": x, "ids": np.array(7)}
     (y,) = open_session(alone.in_float32(rounded=True), tmp_path).run(None, feed)
@@ -62,7 +63,9 @@ def test_linears_are_exact_and_all_else_rounds(half, tmp_path):
 def test_weights_stay_where_they_are(tmp_path):
     model, _ = linear_between()
     prepared = prepare(model, tmp_path)
-    skeleton = rest_only(prepared.source, prepared.sites, FP16).in_float32(rounded=True)
+    skeleton = rest_only(
+        prepared.source, prepared.sites, Halving(FP16, TensorProto.FLOAT)
+    ).in_float32(rounded=True)
     (matmul,) = (n for n in skeleton.graph.node if n.op_type == "MatMul")
     (gather,) = (n for n in skeleton.graph.node if n.op_type == "Gather")
     assert (matmul.input[1], gather.input[0]) == ("W", "table")
@@ -90,7 +93,7 @@ def test_magnitudes_are_of_the_numbers_that_half_precision_will_hold(tmp_path):
         helper.make_tensor_value_info("extra", TensorProto.FLOAT, ["batch", "sequence", N]),
     ]
     prepared = prepare(model_of(nodes, values, inputs=inputs), tmp_path)
-    alone = rest_only(prepared.source, prepared.sites, FP16)
+    alone = rest_only(prepared.source, prepared.sites, Halving(FP16, TensorProto.FLOAT))
     names = alone.halved.tensors
     assert {"scores", "bias", "masked", "soft", "grown", "x", "extra", "y"} <= names.keys()
     assert alone.halved.islands["constant"] == 1  # the product with 10⁶

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 from onnx import TensorProto, helper
@@ -39,12 +40,20 @@ class HalfType:
         return f"tensor({self.dtype})"
 
 
+class Rest(enum.StrEnum):
+    """What becomes of all but the compiled linears: a type by its name, or nothing."""
+
+    FP16 = "fp16"
+    BF16 = "bf16"
+    KEEP = "keep"
+
+
 HALF_TYPES = {
     half.name: half
     for half in (
-        HalfType("fp16", TensorProto.FLOAT16, 65504.0, 2.0**-24),
-        HalfType("bf16", TensorProto.BFLOAT16, (2 - 2.0**-7) * 2.0**127, 2.0**-133),
+        HalfType(Rest.FP16, TensorProto.FLOAT16, 65504.0, 2.0**-24),
+        HalfType(Rest.BF16, TensorProto.BFLOAT16, (2 - 2.0**-7) * 2.0**127, 2.0**-133),
     )
 }
 """Both by name."""
-FP16, BF16 = HALF_TYPES["fp16"], HALF_TYPES["bf16"]
+FP16, BF16 = HALF_TYPES[Rest.FP16], HALF_TYPES[Rest.BF16]

@@ -11,15 +11,16 @@ It is never written. It reads the original's weights, through Casts, and is run 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 
 from mmcompile.model import SourceModel
-from mmcompile.model.passes.half import Halved, main_type, to_half
+from mmcompile.model.passes.half import Halved, to_half
 from mmcompile.model.passes.half_rules import Halving
-from mmcompile.model.passes.half_types import BF16, HalfType
+from mmcompile.model.passes.half_types import BF16
 from mmcompile.model.passes.pending import Pending
 from mmcompile.model.passes.upcast_half import upcast_half, uses_bfloat16
 from mmcompile.model.sites import LinearSite
@@ -31,37 +32,32 @@ class RestOnly:
 
     Attributes:
         proto: the skeleton; its weights are the original's.
-        half: the type.
+        halving: what was turned into what.
         halved: what became of its nodes.
         exact: tensors that a compiled linear does not round.
     """
 
     proto: onnx.ModelProto
-    half: HalfType
+    halving: Halving
     halved: Halved
     exact: frozenset[str]
 
     def in_float32(self, *, rounded: bool) -> onnx.ModelProto:
         """A skeleton that computes in float32, with or without rounding after every node."""
-        wide = upcast_half(self.proto, self.half.elem_type, rounded=rounded, exact=self.exact)
+        half = self.halving.half
+        wide = upcast_half(self.proto, half.elem_type, rounded=rounded, exact=self.exact)
         # The model's own bfloat16, where that is not what the Casts round to.
-        own = self.half is not BF16 and uses_bfloat16(wide)
+        own = half is not BF16 and uses_bfloat16(wide)
         return upcast_half(wide, BF16.elem_type) if own else wide
 
 
-def rest_only(
-    source: SourceModel,
-    sites: Sequence[LinearSite],
-    half: HalfType,
-    beyond: frozenset[str] = frozenset(),
-) -> RestOnly:
+def rest_only(source: SourceModel, sites: Sequence[LinearSite], halving: Halving) -> RestOnly:
     """The original with all but its linears in half precision.
 
     Args:
         source: the original, every node named.
         sites: the linears that will be compiled.
-        half: the type.
-        beyond: tensors that stay in float32 for their numbers.
+        halving: what to turn into what; which nodes are linears, `sites` says.
 
     Raises:
         UnsupportedModelError: the pass `half` refuses the model.
@@ -69,9 +65,9 @@ def rest_only(
     model = onnx.ModelProto()
     model.CopyFrom(source.proto)
     names = frozenset(site.node for site in sites)
-    halving = Halving(half, main_type(sites), names, beyond, stored=False)
-    halved = to_half(model, source, halving, Pending())
-    return RestOnly(model, half, halved, frozenset(_exact(model.graph, sites)))
+    unstored = dataclasses.replace(halving, linears=names, stored=False)
+    halved = to_half(model, source, unstored, Pending())
+    return RestOnly(model, halving, halved, frozenset(_exact(model.graph, sites)))
 
 
 def _exact(graph: onnx.GraphProto, sites: Iterable[LinearSite]) -> Iterator[str]:

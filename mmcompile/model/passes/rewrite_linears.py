@@ -44,6 +44,11 @@ def packed_names(group: str) -> tuple[str, str, str, str]:
     return order, weight, scales, bias
 
 
+def inner_names(group: str) -> tuple[str, str]:
+    """Names of the tensors between a `MicroMixLinear` and its Transpose and Split."""
+    return f"mmcompile.x.{group}", f"mmcompile.y.{group}"
+
+
 def rewrite_linears(
     skeleton: onnx.ModelProto, decided: Sequence[tuple[SiteGroup, GroupPlan]]
 ) -> onnx.ModelProto:
@@ -82,8 +87,9 @@ def _replace(
 ) -> None:
     first = sites.sites[0]
     x = tensors[first.input]
+    inner_x, inner_y = inner_names(plan.name)
     if first.transpose_input:
-        upright = gs.Variable(f"mmcompile.x.{plan.name}", dtype=x.dtype)
+        upright = gs.Variable(inner_x, dtype=x.dtype)
         graph.nodes.append(
             gs.Node("Transpose", plan.name + TRANSPOSE, {"perm": [1, 0]}, [x], [upright])
         )
@@ -95,7 +101,7 @@ def _replace(
                 nodes[name].outputs.clear()
     merged = outputs[0]
     if len(outputs) > 1:
-        merged = gs.Variable(f"mmcompile.y.{plan.name}", dtype=outputs[0].dtype)
+        merged = gs.Variable(inner_y, dtype=outputs[0].dtype)
         sizes = gs.Constant(f"mmcompile.sizes.{plan.name}", np.array(plan.out_channels, np.int64))
         split = gs.Node("Split", plan.name + SPLIT, {"axis": -1}, [merged, sizes], outputs)
         graph.nodes.append(split)
