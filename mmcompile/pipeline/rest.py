@@ -45,6 +45,7 @@ class RestPlan:
         sites: the linears that are compiled.
         alone: the original with this step alone; None where nothing changes.
         samples: how many samples such numbers were looked for in.
+        notes: what the reader of the report should know.
     """
 
     halving: Halving | None
@@ -53,6 +54,7 @@ class RestPlan:
     sites: tuple[LinearSite, ...] = ()
     alone: RestOnly | None = None
     samples: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def plan_rest(prepared: Prepared, asked: Rest | None, decided: Decided) -> RestPlan:
@@ -81,7 +83,8 @@ def plan_rest(prepared: Prepared, asked: Rest | None, decided: Decided) -> RestP
             raise
         return RestPlan(None, before, f"kept as it was: {error.where}: {error.reason}")
     reason = "asked for" if asked else "the default"
-    return RestPlan(Halving(half, main), half.dtype, reason, sites, alone)
+    unseen = ("whether all numbers fit float16 was not measured",) if half is FP16 else ()
+    return RestPlan(Halving(half, main), half.dtype, reason, sites, alone, notes=unseen)
 
 
 def with_islands(
@@ -109,12 +112,19 @@ def with_islands(
     )
     limit = FP16.largest / HEADROOM
     beyond = frozenset(name for name, version in names.items() if found[version] > limit)
-    plan = dataclasses.replace(plan, samples=len(samples))
     if not beyond:
-        return plan
+        return dataclasses.replace(plan, samples=len(samples), notes=())
+    largest = max(beyond, key=lambda name: found[names[name]])
+    note = (
+        f"{len(beyond)} tensors hold numbers that float16 cannot, or nearly so "
+        f"({largest}: {found[names[largest]]:.3g}), and stay in float32; bfloat16 has the range "
+        "(--rest bf16)"
+    )
     halving = dataclasses.replace(halving, beyond=beyond)
     alone = rest_only(prepared.source, plan.sites, halving)
-    return dataclasses.replace(plan, halving=halving, alone=alone)
+    return dataclasses.replace(
+        plan, halving=halving, alone=alone, samples=len(samples), notes=(note,)
+    )
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,7 @@ class RestDone:
             ),
             beyond=tuple(sorted(self.plan.halving.beyond)) if self.plan.halving else (),
             samples=self.plan.samples,
-            notes=tuple(self.pending.notes),
+            notes=(*self.plan.notes, *self.pending.notes),
         )
 
 
