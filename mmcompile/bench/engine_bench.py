@@ -17,22 +17,25 @@ from mmcompile.backends.engines.messages import explain_build, explain_parser
 from mmcompile.backends.engines.options import BuildOptions
 from mmcompile.backends.engines.plugin import find_plugin
 from mmcompile.backends.engines.shapes import Profile, Span
-from mmcompile.bench.engines import Bench, Tensor, Variant, bench_engines
+from mmcompile.bench.engines import Bench, Rig, Tensor, Variant, bench_engines
 from mmcompile.bench.kernel_bench import WITHOUT_GPU, check_gpu
 from mmcompile.bench.points import Point, Shapes, input_shapes
 from mmcompile.bench.results import EngineBench
+from mmcompile.calib.instrument import watched_tensor
 from mmcompile.cuda.machine import GpuMachine
+from mmcompile.data.options import DataOptions
 from mmcompile.effort import Weights
 from mmcompile.errors import EnvironmentProblem, MMCompileError, UsageError
 from mmcompile.model.passes.baselines import write_baseline
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.selection import Selection
 from mmcompile.ops import DOMAIN, OP_TYPE, PLUGIN_VERSION
-from mmcompile.pipeline.calibrate import calibrated, open_inputs
 from mmcompile.pipeline.compile import compile_model
-from mmcompile.pipeline.options import CompileOptions, DataOptions, VerifyOptions
-from mmcompile.pipeline.prepare import Prepared, input_specs, prepare
-from mmcompile.policy.options import Policy, watched_tensor
+from mmcompile.pipeline.evidence import calibrated
+from mmcompile.pipeline.options import CompileOptions, VerifyOptions
+from mmcompile.pipeline.prepare import input_specs
+from mmcompile.pipeline.run import Run, Settings, start_run
 from mmcompile.progress import Progress
+from mmcompile.targets.table import TARGETS
 
 WITHOUT_DATA = ("fp16", "mxfp8")
 """Baselines that need no statistics."""
@@ -41,41 +44,52 @@ MICROMIX = "MicroMix"
 NAMES = {"fp16": "FP16", "fp8": "FP8", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
 
 
-def engine_bench(
-    model: Path,
-    named: Sequence[tuple[str, Path]],
-    points: Sequence[Point],
-    data: DataOptions,
-    selection: Selection,
-    gpu: str | None,
-    plan: Path | None,
-    progress: Progress,
-) -> EngineBench:
-    """Builds and times stock baselines of a model, MicroMix, and the models that are named.
+@dataclass(frozen=True)
+class EngineBenchOptions:
+    """What is built and timed.
 
-    MicroMix is compiled from the FP16 baseline, so that all variants but the linears are alike.
-
-    Args:
-        model: the original.
+    Attributes:
         named: further variants: name and ONNX file, such as a compiled model.
         points: sizes.
         data: calibration data; without any, FP8, NVFP4 and MicroMix are left out.
         selection: which linears the baselines quantize.
         gpu: refuse to measure on another; None takes what is there.
         plan: the plan that MicroMix follows; None makes one from the data.
+    """
+
+    named: Sequence[tuple[str, Path]]
+    points: Sequence[Point]
+    data: DataOptions = field(default_factory=DataOptions)
+    selection: Selection = field(default_factory=Selection)
+    gpu: str | None = None
+    plan: Path | None = None
+
+
+def engine_bench(model: Path, options: EngineBenchOptions, progress: Progress) -> EngineBench:
+    """Builds and times stock baselines of a model, MicroMix, and the models that are named.
+
+    MicroMix is compiled from the FP16 baseline, so that all variants but the linears are alike.
+
+    Args:
+        model: the original.
+        options: what is built and timed.
         progress: told how far it is.
 
     Raises:
         EnvironmentProblem: TensorRT or the GPU is missing; the remedy names `--modelled`.
         MMCompileError: the model or the data cannot be used.
     """
-    tensorrt, machine = _machine(gpu)
-    prepared = prepare(model, selection)
+    named, points, data = options.named, options.points, options.data
+    selection, plan = options.selection, options.plan
+    tensorrt, machine = _machine(options.gpu)
+    settings = Settings(TARGETS[0], selection, progress=progress)
+    run = start_run(model, data, settings, hold_back_some=False)
+    prepared = run.prepared
     inputs = [(spec.name, spec.shape) for spec in input_specs(prepared.source.proto)]
     shapes = {point: input_shapes(inputs, point) for point in points}
     builder = _Builder(tensorrt, machine, profile_of(inputs, list(shapes.values())))
     with tempfile.TemporaryDirectory(prefix="mmcompile-bench-") as folder:
-        variants = [*_baselines(prepared, data, Path(folder), builder, progress)]
+        variants = [*_baselines(run, Path(folder), builder)]
         if (data.calibration or plan) is not None and MICROMIX not in dict(named):
             variants.append(_micromix(Path(folder), data, plan, selection, builder))
         variants += [Variant(name, path) for name, path in named]
@@ -87,9 +101,8 @@ def engine_bench(
             linears=[site.node for group in prepared.groups for site in group.sites],
             versions={"mmcompile": __version__, "TensorRT": tensorrt.version},
         )
-        return bench_engines(
-            bench, variants, builder.build, builder.open, machine, machine.facts, progress
-        )
+        rig = Rig(builder.build, builder.open, machine, machine.facts)
+        return bench_engines(bench, variants, rig, progress)
 
 
 def _machine(gpu: str | None) -> tuple[trt.TensorRT, GpuMachine]:
@@ -120,12 +133,11 @@ def profile_of(
     return profile
 
 
-def _baselines(
-    prepared: Prepared, data: DataOptions, folder: Path, builder: _Builder, progress: Progress
-) -> Iterator[Variant]:
+def _baselines(run: Run, folder: Path, builder: _Builder) -> Iterator[Variant]:
     """The stock variants; why one cannot be written is told when it is built, beside the others."""
-    amax = _amax(prepared, data, progress) if data.calibration is not None else {}
-    kinds = WITHOUT_DATA if data.calibration is None else WITH_DATA
+    prepared, has_data = run.prepared, run.inputs.calibration is not None
+    amax = _amax(run) if has_data else {}
+    kinds = WITH_DATA if has_data else WITHOUT_DATA
     for kind in kinds:
         target = folder / kind
         target.mkdir()
@@ -158,13 +170,11 @@ def _micromix(
     return Variant(MICROMIX, target / "model.onnx")
 
 
-def _amax(prepared: Prepared, data: DataOptions, progress: Progress) -> Mapping[str, float]:
-    inputs = open_inputs(prepared, data, hold_back_some=False)
-    ratios = Policy("mxfp8").ratios
-    stats, _ = calibrated(prepared, inputs.calibration, ratios, data.seed, progress)
+def _amax(run: Run) -> Mapping[str, float]:
+    stats, _ = calibrated(run, run.inputs.calibration, ())
     return {
         group.input: float(stats.tensors[watched_tensor(group).key].abs_max.max())
-        for group in prepared.groups
+        for group in run.prepared.groups
     }
 
 

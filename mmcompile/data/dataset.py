@@ -16,11 +16,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mmcompile.data.arrays import SUFFIXES, count_arrays, read_arrays
+from mmcompile.data.options import DataOptions, Feed, Source
 from mmcompile.data.padding import trim_padding
 from mmcompile.data.sample import (
     AnyArray,
@@ -35,9 +35,6 @@ from mmcompile.data.text import describe_text, plan_text, read_text
 from mmcompile.errors import UsageError
 
 __all__ = ["CalibrationData", "InputSpec", "Sample", "hold_back", "open_data", "trim_padding"]
-
-Feed = Mapping[str, Any]
-Source = str | Path | Feed | Iterable[Feed] | Callable[[], Iterable[Feed]]
 
 RANDOM = "random"
 RANDOM_SAMPLES = 16
@@ -91,12 +88,8 @@ class CalibrationData:
 def open_data(
     source: Source,
     inputs: Sequence[InputSpec],
+    options: DataOptions = DataOptions(),
     *,
-    limit: int | None,
-    seed: int,
-    max_length: int,
-    tokenizer: Path | None,
-    chunk: bool = False,
     max_id: int = 100,
 ) -> CalibrationData:
     """Opens calibration data and reads its first sample, so that errors show at once.
@@ -106,12 +99,8 @@ def open_data(
             script (`script.py` or `script.py:function`), a UTF-8 text file, the word "random",
             or from Python a feed, an iterable of feeds, or a function that returns one.
         inputs: the model's inputs.
-        limit: number of samples at most.
-        seed: seed of random inputs.
-        max_length: tokens per text sample at most; also the dynamic dimensions of random
-            inputs, up to `RANDOM_LENGTH`.
-        tokenizer: the tokenizer.json for text.
-        chunk: cut running text into chunks of `max_length` tokens.
+        options: how text is cut, the seed, and how many samples are read at most. `max_length`
+            also gives the dynamic dimensions of random inputs, up to `RANDOM_LENGTH`.
         max_id: random integers are below this.
 
     Raises:
@@ -119,26 +108,25 @@ def open_data(
         EnvironmentProblem: text is given and the package `tokenizers` is missing.
     """
     check_specs(inputs)
-    for name, number in (("limit", limit), ("max_length", max_length), ("max_id", max_id)):
+    limit = options.samples
+    for name, number in (
+        ("--samples", limit),
+        ("--max-length", options.max_length),
+        ("max_id", max_id),
+    ):
         if number is not None and number < 1:
             reason = f"{number} is below 1"
             raise UsageError("calibration-option", name, reason, "give a positive number")
     specs = tuple(inputs)
     rounded: set[str] = set()
     if isinstance(source, str) and source == RANDOM:
-        data = _open_random(specs, limit or RANDOM_SAMPLES, seed, max_length, max_id)
+        data = _open_random(specs, options, max_id)
     elif not isinstance(source, str | Path):
         data = _open_feeds(source, specs, rounded)
     elif script := re.fullmatch(r"(.+\.py)(?::(.*))?", str(source)):
         data = _open_script(Path(script[1]), script[2] or DEFAULT_FUNCTION, specs, rounded)
-    elif not Path(source).exists():
-        raise UsageError("calibration-missing", source, "there is no such file or folder", _KINDS)
-    elif Path(source).is_dir() or Path(source).suffix in SUFFIXES:
-        data = _open_arrays(Path(source), specs, limit, rounded)
     else:
-        data = _open_text(
-            Path(source), specs, max_length=max_length, tokenizer=tokenizer, chunk=chunk
-        )
+        data = _open_path(Path(source), specs, options, rounded)
     data = _limited(data, limit)
     next(iter(data))
     return dataclasses.replace(data, description=", ".join([data.description, *sorted(rounded)]))
@@ -202,30 +190,22 @@ def _limited(data: CalibrationData, limit: int | None) -> CalibrationData:
     return CalibrationData(description, data.fit, data.count, read)
 
 
-def _open_arrays(
-    path: Path, specs: tuple[InputSpec, ...], limit: int | None, rounded: set[str]
+def _open_path(
+    path: Path, specs: tuple[InputSpec, ...], options: DataOptions, rounded: set[str]
 ) -> CalibrationData:
-    """Data from a file of arrays or a folder of such files."""
-    count = count_arrays(path, specs, limit)
-    read = functools.partial(read_arrays, path, specs, rounded)
-    return CalibrationData(path.name, True, count, read)
-
-
-def _open_text(
-    path: Path,
-    specs: tuple[InputSpec, ...],
-    *,
-    max_length: int,
-    tokenizer: Path | None,
-    chunk: bool,
-) -> CalibrationData:
-    """Data from a text file."""
-    if tokenizer is None:
+    """Data from a file or folder."""
+    if not path.exists():
+        raise UsageError("calibration-missing", path, "there is no such file or folder", _KINDS)
+    if path.is_dir() or path.suffix in SUFFIXES:
+        count = count_arrays(path, specs, options.samples)
+        read = functools.partial(read_arrays, path, specs, rounded)
+        return CalibrationData(path.name, True, count, read)
+    if options.tokenizer is None:
         reason = "it is no file of arrays, and to read it as text a tokenizer is needed"
         raise UsageError("tokenizer-missing", path, reason, f"{_KINDS}; name a tokenizer.json")
-    shape = plan_text(specs, max_length, chunk)
+    shape = plan_text(specs, options.max_length, options.chunk)
     description = f"{path.name} ({describe_text(path, shape)})"
-    read = functools.partial(read_text, path, specs, tokenizer, shape)
+    read = functools.partial(read_text, path, specs, options.tokenizer, shape)
     return CalibrationData(description, True, None, read)
 
 
@@ -308,10 +288,11 @@ def _open_script(
 
 
 def _open_random(
-    specs: tuple[InputSpec, ...], count: int, seed: int, max_length: int, max_id: int
+    specs: tuple[InputSpec, ...], options: DataOptions, max_id: int
 ) -> CalibrationData:
     """Random inputs, for trying out a model: dynamic batch 1, other dynamic sizes alike."""
-    length = min(max_length, RANDOM_LENGTH)
+    count = options.samples or RANDOM_SAMPLES
+    length = min(options.max_length, RANDOM_LENGTH)
     shapes = {
         spec.name: tuple(
             dim if isinstance(dim, int) else 1 if is_batch(axis, spec, specs) else length
@@ -322,7 +303,7 @@ def _open_random(
 
     def read() -> Iterator[Sample]:
         for index in range(count):
-            generator = np.random.default_rng([seed, index])
+            generator = np.random.default_rng([options.seed, index])
             yield {
                 spec.name: _random_input(spec, shapes[spec.name], generator, max_id)
                 for spec in specs

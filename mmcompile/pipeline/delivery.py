@@ -48,6 +48,21 @@ class Delivery:
     finish: str
 
 
+@dataclass(frozen=True)
+class Order:
+    """What a compilation asks of the engine.
+
+    Attributes:
+        options: how it is built, and whether there has to be one.
+        target: e.g. `sm_120`.
+        original: the model that was compiled.
+    """
+
+    options: BuildOptions
+    target: str
+    original: Path
+
+
 def choose(
     interface: Interface, options: BuildOptions, data: CalibrationData | None
 ) -> BuildChoices:
@@ -69,14 +84,7 @@ def choose(
 
 
 def deliver(
-    stage: Path,
-    output: Path,
-    interface: Interface,
-    choices: BuildChoices,
-    options: BuildOptions,
-    *,
-    target: str,
-    original: Path,
+    stage: Path, output: Path, interface: Interface, choices: BuildChoices, order: Order
 ) -> Delivery:
     """Completes the staged files of a compilation.
 
@@ -85,14 +93,15 @@ def deliver(
         output: where the files will be.
         interface: the model's.
         choices: what the builder is told.
-        options: whether there has to be an engine.
-        target: e.g. `sm_120`.
-        original: the model that was compiled.
+        order: what was asked.
 
     Raises:
         MMCompileError: an engine was demanded or begun, and failed.
     """
-    meta, no_library = write_bundle(stage, interface, choices, target=target, original=original)
+    options, target = order.options, order.target
+    meta, no_library = write_bundle(
+        stage, interface, choices, target=target, original=order.original
+    )
     finish = build_command(output)
     if options.engine is False:
         return Delivery(meta, None, "no engine was asked for (--no-engine)", finish)

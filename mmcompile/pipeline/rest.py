@@ -11,18 +11,19 @@ from dataclasses import dataclass
 import onnx
 
 from mmcompile.calib.magnitudes import largest_magnitudes
-from mmcompile.data.dataset import CalibrationData, trim_padding
+from mmcompile.data.dataset import trim_padding
 from mmcompile.errors import UnsupportedModelError
 from mmcompile.model.passes.half import main_type, to_half
 from mmcompile.model.passes.half_rules import REASONS, Halving
-from mmcompile.model.passes.half_types import BF16, FP16, HALF_TYPES, Rest
+from mmcompile.model.passes.half_types import BF16, FP16, HALF_TYPES
 from mmcompile.model.passes.pending import Pending
 from mmcompile.model.passes.rest_only import RestOnly, rest_only
 from mmcompile.model.passes.rewrite_linears import inner_names
+from mmcompile.model.rest import Rest
 from mmcompile.model.sites import LinearSite, SiteGroup
-from mmcompile.pipeline.prepare import Prepared, input_specs
+from mmcompile.pipeline.prepare import Prepared
+from mmcompile.pipeline.run import Run
 from mmcompile.plan import GroupPlan
-from mmcompile.progress import Progress
 from mmcompile.report.model import Island, RestInfo
 
 Decided = Sequence[tuple[SiteGroup, GroupPlan]]
@@ -87,9 +88,17 @@ def plan_rest(prepared: Prepared, asked: Rest | None, decided: Decided) -> RestP
     return RestPlan(Halving(half, main), half.dtype, reason, sites, alone, notes=unseen)
 
 
-def with_islands(
-    plan: RestPlan, prepared: Prepared, data: CalibrationData | None, progress: Progress
-) -> RestPlan:
+def check_rest(prepared: Prepared, asked: Rest | None) -> None:
+    """Refuses, before any work is done, a type that the model cannot be turned into.
+
+    Raises:
+        UnsupportedModelError: it was asked for.
+    """
+    if asked is not None:
+        plan_rest(prepared, asked, ())
+
+
+def with_islands(plan: RestPlan, run: Run) -> RestPlan:
     """The plan with the tensors that half precision could not hold, by runs of the model.
 
     bfloat16 has float32's range and needs none.
@@ -98,17 +107,18 @@ def with_islands(
         UsageError: a sample does not fit the model.
         UnsupportedModelError: the model cannot run.
     """
-    halving = plan.halving
+    halving, prepared = plan.halving, run.prepared
+    data = run.inputs.calibration or run.inputs.held_back
     if plan.alone is None or halving is None or halving.half is not FP16 or data is None:
         return plan
-    specs = input_specs(prepared.runnable)
+    specs = run.execution.specs
     samples = [trim_padding(sample, specs) for sample in itertools.islice(data, SAMPLES)]
     names = plan.alone.halved.tensors
     found = largest_magnitudes(
         plan.alone.in_float32(rounded=False),
         prepared.source.folder,
         list(names.values()),
-        progress.track(samples, "measuring magnitudes"),
+        run.progress.track(samples, "measuring magnitudes"),
     )
     limit = FP16.largest / HEADROOM
     beyond = frozenset(name for name, version in names.items() if found[version] > limit)

@@ -20,9 +20,11 @@ from typing import Self
 import numpy as np
 
 from mmcompile.data.dataset import Sample
-from mmcompile.model import ModelWriter, load_model
+from mmcompile.model.passes.pending import Pending, write_weights
 from mmcompile.model.passes.rewrite_linears import packed_names, rewrite_linears
 from mmcompile.model.sites import SiteGroup
+from mmcompile.model.source import load_model
+from mmcompile.model.writer import ModelWriter
 from mmcompile.output import disk_errors
 from mmcompile.pipeline.prepare import Prepared
 from mmcompile.pipeline.weights import InputsOf, no_inputs
@@ -158,15 +160,10 @@ def write_trial(
 ) -> Path:
     """Packs the decided groups and writes the model; its file."""
     rewritten = rewrite_linears(prepared.source.proto, decided)
-    done = set()
     with ModelWriter(folder) as writer:
         for sites, group in decided:
             packed = pack_group(sites, group, prepared.source, inputs_of(sites))
             for name, array in zip(packed_names(group.name), packed.constants(), strict=True):
                 writer.add(name, array)
-                done.add(name)
-        for tensor in rewritten.graph.initializer:
-            reference = prepared.source.weights.ref(tensor.name)
-            if reference is not None and tensor.name not in done:
-                writer.copy(reference)
+        write_weights(writer, rewritten, prepared.source, Pending())
         return writer.finish(rewritten)

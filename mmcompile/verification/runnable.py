@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from mmcompile.model import SourceModel
 from mmcompile.model.passes.upcast_half import upcast_half, uses_bfloat16
+from mmcompile.model.source import SourceModel
 
 
 def runnable(model: SourceModel, *, rounded: bool) -> SourceModel:

@@ -8,7 +8,6 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from mmcompile.model import ModelWriter
 from mmcompile.model.passes.half import main_type, to_half
 from mmcompile.model.passes.half_rules import Halving
 from mmcompile.model.passes.half_types import BF16, FP16, HALF_TYPES
@@ -17,6 +16,7 @@ from mmcompile.model.passes.pending import Pending, write_weights
 from mmcompile.model.passes.upcast_half import upcast_half
 from mmcompile.model.session import open_session
 from mmcompile.model.tensors import INLINE_LIMIT
+from mmcompile.model.writer import ModelWriter
 from tests.compiling import prepare
 from tests.models import SMALL_MODELS, SMALL_VOCABULARY
 

@@ -28,12 +28,12 @@ import onnx
 from onnx import TensorProto, helper
 
 from mmcompile.errors import UnsupportedModelError
-from mmcompile.model import SourceModel
 from mmcompile.model.opsets import STANDARD
 from mmcompile.model.passes.half_rules import HalfRules, Halving, is_compiled
 from mmcompile.model.passes.infer_types import tensor_types
 from mmcompile.model.passes.pending import Pending, converted, declare, small, to_elem_type
 from mmcompile.model.sites import LinearSite
+from mmcompile.model.source import SourceModel
 from mmcompile.model.tensors import is_external
 
 _LIMITS = ("mmcompile.half.lowest", "mmcompile.half.highest")

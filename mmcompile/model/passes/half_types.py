@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
 from onnx import TensorProto, helper
+
+from mmcompile.model.rest import Rest
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,6 @@ class HalfType:
     def formal(self) -> str:
         """Its name in the schemas of onnx."""
         return f"tensor({self.dtype})"
-
-
-class Rest(enum.StrEnum):
-    """What becomes of all but the compiled linears: a type by its name, or nothing."""
-
-    FP16 = "fp16"
-    BF16 = "bf16"
-    KEEP = "keep"
 
 
 HALF_TYPES = {

@@ -15,9 +15,10 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mmcompile.model import ModelWriter, SourceModel
 from mmcompile.model.passes.half_types import HALF_TYPES
+from mmcompile.model.source import SourceModel
 from mmcompile.model.tensors import is_external, storage_bytes
+from mmcompile.model.writer import ModelWriter
 
 LOCATION = "mmcompile.pending"
 """Location of external data that is declared by a pass and written later."""

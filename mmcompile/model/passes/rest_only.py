@@ -17,13 +17,13 @@ from dataclasses import dataclass
 
 import onnx
 
-from mmcompile.model import SourceModel
 from mmcompile.model.passes.half import Halved, to_half
 from mmcompile.model.passes.half_rules import Halving
 from mmcompile.model.passes.half_types import BF16
 from mmcompile.model.passes.pending import Pending
 from mmcompile.model.passes.upcast_half import upcast_half, uses_bfloat16
 from mmcompile.model.sites import LinearSite
+from mmcompile.model.source import SourceModel
 
 
 @dataclass(frozen=True)
