@@ -35,7 +35,7 @@ SECTIONS = {
         "effort",
         "plan",
     ),
-    "Layers": ("include", "exclude", "quantize_heads"),
+    "Layers": ("include", "exclude", "quantize_heads", "rest"),
     "Engine": ("engine", "shapes", "optimization_level", "workspace", "embed_plugin", "triton"),
     "Analysis": ("sections", "budgets", "other_calib", "stress_data", "measured_layers"),
     "Verification": ("verify", "verify_samples", "fail_below", "layers", "nodes", "logits"),
