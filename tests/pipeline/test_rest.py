@@ -173,13 +173,10 @@ def test_inner_tensors_are_as_wide_as_what_they_hold(work, name):
     """A merged output one of whose parts is too large, and a transposed input that is."""
     model = linear_model(name)
     large = model.graph.initializer[0]
-    values = numpy_helper.to_array(large)
-    feed_scale = 1.0
-    if name == "shared_input":
-        large.CopyFrom(numpy_helper.from_array(values * np.float32(1e6), large.name))
-    else:
-        feed_scale = 1e6
-    feed = {key: value * np.float32(feed_scale) for key, value in feeds(model).items()}
+    grown, fed = (1e6, 1) if name == "shared_input" else (1e-6, 1e6)
+    values = numpy_helper.to_array(large) * np.float32(grown)
+    large.CopyFrom(numpy_helper.from_array(values, large.name))
+    feed = {key: value * np.float32(fed) for key, value in feeds(model).items()}
     options = {
         "data": DataOptions(calibration=[feed] * 2),
         "selection": Selection(heads=True),
