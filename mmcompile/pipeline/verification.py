@@ -140,6 +140,7 @@ def verify_models(
     samples = take_samples(prepared, evidence.data, options.samples)
     original = prepared.runnable_source
     logits = logit_outputs(original, options)
+    specs = layer_specs(prepared, compiled)
     if uses_bfloat16(compiled.proto):
         how = "" if prepared.is_bfloat16 else ", rounded after every node"
         notes.append(f"bfloat16 was computed in float32{how}: the CPU has no bfloat16")
@@ -154,9 +155,7 @@ def verify_models(
     missed = misses(outputs, options.fail_below)
     layers: dict[str, Agreement] = {}
     if options.layers or missed:
-        layers = compare_layers(
-            original, compiled, layer_specs(prepared, compiled), samples, progress
-        )
+        layers = compare_layers(original, compiled, specs, samples, progress)
     alone_outputs = rest[0] if rest else {}
     found = Found(evidence.data.description, notes, len(samples), outputs, layers, alone_outputs)
     return summarize(prepared, options, found, passed=not missed)
