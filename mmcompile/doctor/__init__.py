@@ -6,7 +6,7 @@ Works where nearly everything is missing: it imports nothing that it looks for.
 from __future__ import annotations
 
 from mmcompile.doctor import libraries, machine, packages
-from mmcompile.doctor.finding import Finding
+from mmcompile.finding import Finding
 
 __all__ = ["Finding", "examine"]
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 from mmcompile.cuda.driver import GpuFacts
-from mmcompile.doctor.finding import Finding, looked_for
+from mmcompile.finding import Finding, looked_for
 from mmcompile.kernels import KernelLibrary
 from mmcompile.libraries import KERNELS, MISSING, PLUGIN, remedy
 
