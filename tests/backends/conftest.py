@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -9,9 +10,20 @@ import pytest
 from mmcompile.backends.engines.device import Device
 from mmcompile.cuda.machine import HostMachine
 from tests.backends import double
+from tests.plugin import building
 from tests.workplace import Workplace
 
 ELF = b"\x7fELF stands for a plugin library"
+REAL_PLUGIN = os.environ.get("MMCOMPILE_PLUGIN")
+"""Before the fixture `work` puts a stand-in there."""
+
+
+def real_plugin(monkeypatch):
+    """Takes the library that `make plugin` builds; skips the test where it is absent."""
+    monkeypatch.delenv("MMCOMPILE_PLUGIN", raising=False)
+    if REAL_PLUGIN:
+        monkeypatch.setenv("MMCOMPILE_PLUGIN", REAL_PLUGIN)
+    return building.prebuilt_plugin()
 
 
 @pytest.fixture

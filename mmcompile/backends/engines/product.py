@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterable
+
 import msgspec
 
 
@@ -76,3 +80,21 @@ class Product(msgspec.Struct, frozen=True):
 def release(version: str) -> tuple[int, ...]:
     """The numbers of a version, e.g. (11, 4, 0, 106)."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def importable(module: str) -> bool:
+    """Whether a module is there; it is not imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def version_of(distributions: Iterable[str]) -> str | None:
+    """Version of the first of the packages that is installed."""
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
