@@ -40,11 +40,11 @@ def work(tmp_path, monkeypatch):
 
 @pytest.fixture
 def install(monkeypatch):
-    """`install(version, architecture)` puts a double in TensorRT's place and returns it."""
+    """`install(version, architecture, name)` puts a double in TensorRT's place and returns it."""
 
-    def put(version="11.4.0.106", architecture="sm_120"):
-        monkeypatch.setitem(sys.modules, "tensorrt", None)  # taken back after the test
-        module = double.make(version, architecture)
+    def put(version="11.4.0.106", architecture="sm_120", name="tensorrt"):
+        monkeypatch.setitem(sys.modules, name, None)  # taken back after the test
+        module = double.make(version, architecture, name)
         device = Device(f"double of {architecture}", architecture, 32 << 30, "13.0")
         for user in (
             "mmcompile.backends.engines.backend.read_device",
