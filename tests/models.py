@@ -87,17 +87,14 @@ def small_model(name: str, seed: int = 0) -> Any:
     return model.eval()
 
 
-def export_small_model(name: str, folder: Path, seed: int = 0, **options: Any) -> Path:
-    """Saves `small_model(name, seed)` below `folder` and exports it; returns `folder/model.onnx`.
-
-    Options go to `export_model`.
-    """
+def export_small_model(name: str, folder: Path, seed: int = 0) -> Path:
+    """Saves `small_model(name, seed)` below a folder and exports it; the `model.onnx` there."""
     from mmcompile.exporting import export_model
     from mmcompile.exporting.source import quiet
 
     with quiet():
         small_model(name, seed).save_pretrained(folder / CHECKPOINT)
-    return export_model(str(folder / CHECKPOINT), folder / "model.onnx", **options)
+    return export_model(str(folder / CHECKPOINT), folder / "model.onnx")
 
 
 def weight(*shape: int, seed: int = 0) -> np.ndarray:

@@ -15,11 +15,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mmcompile.data.arrays import SUFFIXES, count_arrays, read_arrays
+from mmcompile.data.options import DataOptions, Feed, Source
 from mmcompile.data.padding import trim_padding
 from mmcompile.data.sample import (
     AnyArray,
@@ -34,9 +34,6 @@ from mmcompile.data.text import describe_text, plan_text, read_text
 from mmcompile.errors import UsageError
 
 __all__ = ["CalibrationData", "InputSpec", "Sample", "hold_back", "open_data", "trim_padding"]
-
-Feed = Mapping[str, Any]
-Source = str | Path | Feed | Iterable[Feed] | Callable[[], Iterable[Feed]]
 
 RANDOM = "random"
 RANDOM_SAMPLES = 16
@@ -90,12 +87,8 @@ class CalibrationData:
 def open_data(
     source: Source,
     inputs: Sequence[InputSpec],
+    options: DataOptions = DataOptions(),
     *,
-    limit: int | None,
-    seed: int,
-    max_length: int,
-    tokenizer: Path | None,
-    chunk: bool = False,
     max_id: int = 100,
 ) -> CalibrationData:
     """Opens calibration data and reads its first sample, so that errors show at once.
@@ -105,12 +98,8 @@ def open_data(
             script (`script.py` or `script.py:function`), a UTF-8 text file, the word "random",
             or from Python a feed, an iterable of feeds, or a function that returns one.
         inputs: the model's inputs.
-        limit: number of samples at most.
-        seed: seed of random inputs.
-        max_length: tokens per text sample at most; also the dynamic dimensions of random
-            inputs, up to `RANDOM_LENGTH`.
-        tokenizer: the tokenizer.json for text.
-        chunk: cut running text into chunks of `max_length` tokens.
+        options: how text is cut, the seed, and how many samples are read at most. `max_length`
+            also gives the dynamic dimensions of random inputs, up to `RANDOM_LENGTH`.
         max_id: random integers are below this.
 
     Raises:
@@ -118,26 +107,24 @@ def open_data(
         EnvironmentProblem: text is given and the package `tokenizers` is missing.
     """
     check_specs(inputs)
-    for name, number in (("limit", limit), ("max_length", max_length), ("max_id", max_id)):
+    limit = options.samples
+    for name, number in (
+        ("--samples", limit),
+        ("--max-length", options.max_length),
+        ("max_id", max_id),
+    ):
         if number is not None and number < 1:
             reason = f"{number} is below 1"
             raise UsageError("calibration-option", name, reason, "give a positive number")
     specs = tuple(inputs)
     if isinstance(source, str) and source == RANDOM:
-        data = _open_random(specs, limit or RANDOM_SAMPLES, seed, max_length, max_id)
+        data = _open_random(specs, options, max_id)
     elif not isinstance(source, str | Path):
         data = _open_feeds(source, specs)
     elif script := re.fullmatch(r"(.+\.py)(?::(.*))?", str(source)):
         data = _open_script(Path(script[1]), script[2] or DEFAULT_FUNCTION, specs)
     else:
-        data = _open_path(
-            Path(source),
-            specs,
-            limit=limit,
-            max_length=max_length,
-            tokenizer=tokenizer,
-            chunk=chunk,
-        )
+        data = _open_path(Path(source), specs, options)
     data = _limited(data, limit)
     next(iter(data))
     return data
@@ -201,28 +188,20 @@ def _limited(data: CalibrationData, limit: int | None) -> CalibrationData:
     return CalibrationData(description, data.fit, data.count, read)
 
 
-def _open_path(
-    path: Path,
-    specs: tuple[InputSpec, ...],
-    *,
-    limit: int | None,
-    max_length: int,
-    tokenizer: Path | None,
-    chunk: bool,
-) -> CalibrationData:
+def _open_path(path: Path, specs: tuple[InputSpec, ...], options: DataOptions) -> CalibrationData:
     """Data from a file or folder."""
     if not path.exists():
         raise UsageError("calibration-missing", path, "there is no such file or folder", _KINDS)
     if path.is_dir() or path.suffix in SUFFIXES:
-        count = count_arrays(path, specs, limit)
+        count = count_arrays(path, specs, options.samples)
         read = functools.partial(read_arrays, path, specs)
         return CalibrationData(path.name, True, count, read)
-    if tokenizer is None:
+    if options.tokenizer is None:
         reason = "it is no file of arrays, and to read it as text a tokenizer is needed"
         raise UsageError("tokenizer-missing", path, reason, f"{_KINDS}; name a tokenizer.json")
-    shape = plan_text(specs, max_length, chunk)
+    shape = plan_text(specs, options.max_length, options.chunk)
     description = f"{path.name} ({describe_text(path, shape)})"
-    read = functools.partial(read_text, path, specs, tokenizer, shape)
+    read = functools.partial(read_text, path, specs, options.tokenizer, shape)
     return CalibrationData(description, True, None, read)
 
 
@@ -300,10 +279,11 @@ def _open_script(path: Path, function: str, specs: tuple[InputSpec, ...]) -> Cal
 
 
 def _open_random(
-    specs: tuple[InputSpec, ...], count: int, seed: int, max_length: int, max_id: int
+    specs: tuple[InputSpec, ...], options: DataOptions, max_id: int
 ) -> CalibrationData:
     """Random inputs, for trying out a model: dynamic batch 1, other dynamic sizes alike."""
-    length = min(max_length, RANDOM_LENGTH)
+    count = options.samples or RANDOM_SAMPLES
+    length = min(options.max_length, RANDOM_LENGTH)
     shapes = {
         spec.name: tuple(
             dim if isinstance(dim, int) else 1 if is_batch(axis, spec, specs) else length
@@ -314,7 +294,7 @@ def _open_random(
 
     def read() -> Iterator[Sample]:
         for index in range(count):
-            generator = np.random.default_rng([seed, index])
+            generator = np.random.default_rng([options.seed, index])
             yield {
                 spec.name: _random_input(spec, shapes[spec.name], generator, max_id)
                 for spec in specs

@@ -10,13 +10,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from mmcompile.data.options import DataOptions
 from mmcompile.errors import UsageError
-from mmcompile.model import SourceModel, load_model
-from mmcompile.model.passes.find_linears import Selection
-from mmcompile.pipeline.calibrate import open_inputs
+from mmcompile.model.selection import Selection
+from mmcompile.model.source import SourceModel, load_model
 from mmcompile.pipeline.delivery import build_with_outputs
-from mmcompile.pipeline.options import DataOptions, VerifyOptions
+from mmcompile.pipeline.options import VerifyOptions
 from mmcompile.pipeline.prepare import prepare
+from mmcompile.pipeline.run import open_inputs
 from mmcompile.pipeline.verification import (
     Found,
     check_demands,

@@ -12,12 +12,13 @@ import onnx
 
 from mmcompile.data.dataset import InputSpec
 from mmcompile.errors import UnsupportedModelError, UsageError
-from mmcompile.model import SourceModel, load_model
-from mmcompile.model.passes.find_linears import Selection, find_linears
+from mmcompile.model.passes.find_linears import find_linears
 from mmcompile.model.passes.group_sites import group_sites
 from mmcompile.model.passes.name_nodes import name_nodes
 from mmcompile.model.passes.upcast_bfloat16 import upcast_bfloat16, uses_bfloat16
+from mmcompile.model.selection import Selection
 from mmcompile.model.sites import SiteGroup
+from mmcompile.model.source import SourceModel, load_model
 from mmcompile.pipeline.files import check_name
 from mmcompile.plan import GroupPlan, LeftAlone, QuantPlan
 

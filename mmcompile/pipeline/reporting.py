@@ -27,7 +27,8 @@ from mmcompile.pipeline.delivery import Delivery, outcome_line
 from mmcompile.pipeline.files import PLAN_FILE
 from mmcompile.pipeline.options import CompileOptions
 from mmcompile.pipeline.prepare import Prepared
-from mmcompile.plan import UNFIT, GroupPlan
+from mmcompile.pipeline.run import Run
+from mmcompile.plan import UNFIT, GroupPlan, QuantPlan
 from mmcompile.report.model import (
     REPORT_VERSION,
     CalibrationInfo,
@@ -42,7 +43,7 @@ from mmcompile.report.model import (
     WeightRounding,
     channel_profile,
 )
-from mmcompile.targets.target import Target
+from mmcompile.targets.target import Objective, Target
 
 BLOCK = 32
 """Channels that every segment's length is a multiple of."""
@@ -80,16 +81,9 @@ class Outcome:
     weights: tuple[str, str] = ("", "")
 
 
-def build_report(
-    prepared: Prepared,
-    decision: Decision,
-    target: Target,
-    options: CompileOptions,
-    outcome: Outcome,
-) -> Report:
+def build_report(run: Run, decision: Decision, options: CompileOptions, outcome: Outcome) -> Report:
     """The report of a run: the model, its plan, the GPU, what was asked and what came out."""
-    source = prepared.source
-    plan = decision.plan
+    prepared, source, plan = run.prepared, run.prepared.source, decision.plan
     nothing = LayerFigures()
     layers = tuple(
         _layer(decision.tensor_stats(sites), sites, group, outcome.figures.get(group.name, nothing))
@@ -110,7 +104,11 @@ def build_report(
             dtype=_dtype(decision),
             estimated=options.dry_run,
         ),
-        target=TargetInfo(name=target.name, description=_describe(target, decision)),
+        target=TargetInfo(
+            name=run.target.name,
+            description=_describe(run.target, decision),
+            remark=_remark(run.target, plan),
+        ),
         policy=PolicyInfo(
             name=plan.policy,
             parameters=plan.parameters,
@@ -235,6 +233,13 @@ def _describe(target: Target, decision: Decision) -> str:
         f"{target.description}; modelled limit of the rewritten layers over FP16: "
         f"{compute:.1f}× compute-bound, {memory:.1f}× bound by weight bytes"
     )
+
+
+def _remark(target: Target, plan: QuantPlan) -> str:
+    """What an owner of the target has to know of such a plan."""
+    objective = plan.parameters.get("objective", Objective.PREFILL)
+    known = set(Objective)
+    return target.remark(Objective(objective) if objective in known else Objective.PREFILL)
 
 
 def tool_versions() -> dict[str, str]:

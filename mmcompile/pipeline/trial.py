@@ -21,9 +21,10 @@ import numpy as np
 
 from mmcompile.data.dataset import Sample
 from mmcompile.errors import UsageError
-from mmcompile.model import ModelWriter, load_model
 from mmcompile.model.passes.rewrite_linears import packed_names, rewrite_linears
 from mmcompile.model.sites import SiteGroup
+from mmcompile.model.source import load_model
+from mmcompile.model.writer import ModelWriter
 from mmcompile.output import disk_errors
 from mmcompile.pipeline.prepare import Prepared
 from mmcompile.pipeline.weights import InputsOf, no_inputs

@@ -13,13 +13,14 @@ import numpy.typing as npt
 import onnx
 
 from mmcompile.data.dataset import CalibrationData, Sample, trim_padding
+from mmcompile.data.options import DataOptions
 from mmcompile.errors import UsageError
-from mmcompile.model import SourceModel, load_model
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.selection import Selection
+from mmcompile.model.source import SourceModel, load_model
 from mmcompile.model.tensors import shown
-from mmcompile.pipeline.calibrate import open_inputs
-from mmcompile.pipeline.options import DataOptions, VerifyOptions
+from mmcompile.pipeline.options import VerifyOptions
 from mmcompile.pipeline.prepare import Prepared, input_specs, prepare
+from mmcompile.pipeline.run import open_inputs
 from mmcompile.progress import Progress
 from mmcompile.report.model import LayerError, OutputReport, VerificationReport
 from mmcompile.verification.compiled import compiled_nodes, read_nodes

@@ -73,11 +73,13 @@ class TargetInfo(_Record, frozen=True):
         name: the target's name, e.g. `sm_120`.
         description: one line about it.
         executed: True only where figures of this report were measured on such a GPU.
+        remark: what its owner has to know of the plan, say that no format gains time there.
     """
 
     name: str
     description: str
     executed: bool = False
+    remark: str = ""
 
 
 class PolicyInfo(_Record, frozen=True):

@@ -82,6 +82,8 @@ def _print_heading(report: Report, console: Console) -> None:
         f" for {plain_text(report.target.name)}, policy {plain_text(report.policy.name)}",
     )
     console.print(line, soft_wrap=True)
+    if report.target.remark:
+        console.print(Text(f"Note: {plain_text(report.target.remark)}.", "yellow"), soft_wrap=True)
 
 
 def _print_unfit(report: Report, console: Console) -> None:

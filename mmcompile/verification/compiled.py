@@ -12,7 +12,7 @@ import onnx
 from mmcompile import ops
 from mmcompile.errors import UnsupportedModelError
 from mmcompile.formats import BLOCK_FORMATS
-from mmcompile.model import SourceModel
+from mmcompile.model.source import SourceModel
 from mmcompile.packed import PackedLinear
 from mmcompile.plan import PADDING, SCALE_WORD, GroupPlan, Segment, find_problem, format_order
 

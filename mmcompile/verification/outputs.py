@@ -16,8 +16,8 @@ import onnx
 import onnxruntime as ort
 
 from mmcompile.errors import UsageError
-from mmcompile.model import SourceModel
 from mmcompile.model.session import first_line, open_session
+from mmcompile.model.source import SourceModel
 from mmcompile.progress import Progress, Silent
 from mmcompile.verification.metrics import Agreement
 from mmcompile.verification.unpacked import open_compiled

@@ -23,8 +23,8 @@ import onnxruntime as ort
 from onnx import TensorProto
 
 from mmcompile import ops
-from mmcompile.model import SourceModel
 from mmcompile.model.session import Purpose, open_session
+from mmcompile.model.source import SourceModel
 from mmcompile.output import disk_errors
 from mmcompile.packed import dequantize_weight
 from mmcompile.plan import GroupPlan

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmcompile.backends.engines.interface import TensorSpec
-from mmcompile.bench.engines import INPUT_SETS, Bench, Variant, bench_engines, make_input
+from mmcompile.bench.engines import INPUT_SETS, Bench, Rig, Variant, bench_engines, make_input
 from mmcompile.bench.points import Point
 from mmcompile.bench.profiles import join_profile, layer_nodes, linear_seconds, parse_layers
 from mmcompile.bench.results import EngineBench
@@ -94,7 +94,7 @@ def run(machine=None, build=None, opened=None, names=("FP16", "MicroMix")):
     opened = opened or (
         lambda _, variant: Engine(machine, 4.0 if variant.name == "MicroMix" else 1.0)
     )
-    return bench_engines(bench(), variants(*names), build, opened, machine)
+    return bench_engines(bench(), variants(*names), Rig(build, opened, machine))
 
 
 def test_all_variants_are_timed_alike_and_compared():

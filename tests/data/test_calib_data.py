@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mmcompile.data.dataset import InputSpec, hold_back, open_data, trim_padding
+from mmcompile.data.options import DataOptions
 from mmcompile.errors import EnvironmentProblem, MMCompileError, UsageError
 
 INT64 = np.dtype(np.int64)
@@ -22,9 +23,9 @@ TOKENS = (
 )
 
 
-def opened(source, specs, **options):
-    defaults = {"limit": None, "seed": 0, "max_length": 16, "tokenizer": None}
-    return open_data(source, specs, **(defaults | options))
+def opened(source, specs, *, max_id=100, **options):
+    defaults = {"samples": None, "seed": 0, "max_length": 16, "tokenizer": None}
+    return open_data(source, specs, DataOptions(**(defaults | options)), max_id=max_id)
 
 
 def refusal(source, specs, **options):
@@ -106,7 +107,7 @@ def test_npy_for_models_with_one_input(tmp_path, order):
 
 def test_npz_is_read_row_by_row(tmp_path, monkeypatch):
     np.savez(tmp_path / "d.npz", x=np.zeros((1000, 3), np.float32))
-    data = opened(tmp_path / "d.npz", IMAGE, limit=2)
+    data = opened(tmp_path / "d.npz", IMAGE, samples=2)
     largest = 0
     empty = np.empty
 
@@ -129,7 +130,7 @@ def test_folder_is_read_in_sorted_order(tmp_path):
     assert [s["x"][0, 0] for s in data] == [1, 2, 3, 3]
     assert data.count == 4
     (tmp_path / "d.npy").write_bytes(b"spoiled")
-    assert opened(tmp_path, IMAGE, limit=4).count == 4  # what the limit cuts off is not touched
+    assert opened(tmp_path, IMAGE, samples=4).count == 4  # what the limit cuts off is not touched
     assert "d.npy" in refusal(tmp_path, IMAGE)
     (tmp_path / "empty").mkdir()
     assert "holds no .npz, .npy, .json file" in refusal(tmp_path / "empty", IMAGE)
@@ -284,7 +285,7 @@ def test_sources_that_are_none(tmp_path):
     assert "cannot be iterated" in refusal(7, IMAGE)
     assert "only once" in refusal(iter([{"x": np.ones((1, 3))}]), IMAGE)
     assert "it has no samples" in refusal([], IMAGE)
-    assert "limit: 0 is below 1" in refusal("random", IMAGE, limit=0)
+    assert "samples: 0 is below 1" in refusal("random", IMAGE, samples=0)
     assert "no inputs" in refusal("random", ())
     strings = (InputSpec("s", np.dtype(object), (1,)),)
     assert "element type object cannot be fed" in refusal("random", strings)
@@ -409,7 +410,7 @@ def test_digest_sees_every_change():
     reshaped = {k: v.reshape(3, 4) for k, v in feed.items()}
     swapped = {k: v[::-1] for k, v in feed.items()}
     digests = {opened(f, TOKENS).digest() for f in (feed, other, reshaped, swapped)}
-    digests.add(opened(feed, TOKENS, limit=1).digest())
+    digests.add(opened(feed, TOKENS, samples=1).digest())
     assert len(digests) == 5
     specs = (InputSpec("x", INT64, ("batch", "a", "b")),)
     shapes = ((1, 2, 3), (1, 3, 2), (2, 3, 1))
@@ -428,7 +429,7 @@ def test_hold_back_parts_the_data():
 
 def test_counts_follow_limit_and_parts(tmp_path):
     np.savez(tmp_path / "d.npz", x=np.ones((10, 3), np.float32))
-    data = opened(tmp_path / "d.npz", IMAGE, limit=7)
+    data = opened(tmp_path / "d.npz", IMAGE, samples=7)
     parts = hold_back(data, 3)
     assert [part.count for part in parts] == [len(list(part)) for part in parts] == [5, 2]
     assert data.description == "7 samples of d.npz"
@@ -446,7 +447,7 @@ def test_random_inputs_are_small_and_marked_unfit():
         InputSpec("cache", INT64, ("seq",)),
         InputSpec("b", np.dtype(np.int8), (2,)),
     )
-    data = opened("random", specs, limit=3, max_length=500, max_id=3000)
+    data = opened("random", specs, samples=3, max_length=500, max_id=3000)
     first, second, _ = data
     assert not data.fit and "unfit" in data.description and data.count == 3
     assert first["input_ids"].shape == (1, 128) and first["cache"].shape == (128,)
@@ -457,7 +458,7 @@ def test_random_inputs_are_small_and_marked_unfit():
     assert first["b"].min() >= 0
     assert not np.array_equal(first["input_ids"], second["input_ids"])
     assert data.digest() == data.digest()
-    reseeded = opened("random", specs, limit=3, max_length=500, max_id=3000, seed=1)
+    reseeded = opened("random", specs, samples=3, max_length=500, max_id=3000, seed=1)
     assert data.digest() != reseeded.digest()
     assert next(iter(opened("random", TOKENS)))["input_ids"].max() < 100
 

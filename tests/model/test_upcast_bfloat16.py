@@ -4,9 +4,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mmcompile.model import load_model
 from mmcompile.model.passes.upcast_bfloat16 import upcast_bfloat16, uses_bfloat16
 from mmcompile.model.session import open_session
+from mmcompile.model.source import load_model
 from tests import models
 from tests.compiling import run
 from tests.models import K, N, weight

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile import ops
 from mmcompile.errors import ExitCode, UnsupportedModelError, UsageError
-from mmcompile.model import load_model
+from mmcompile.model.source import load_model
 from mmcompile.packed import dequantize_weight
 from mmcompile.progress import Silent
 from mmcompile.verification import nodes as verify_nodes

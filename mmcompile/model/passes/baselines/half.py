@@ -22,7 +22,6 @@ import onnx
 from onnx import TensorProto, helper
 
 from mmcompile.errors import UnsupportedModelError
-from mmcompile.model import SourceModel
 from mmcompile.model.passes.baselines.constants import (
     Pending,
     converted,
@@ -33,6 +32,7 @@ from mmcompile.model.passes.baselines.constants import (
 from mmcompile.model.passes.baselines.half_rules import HALF_MAX, HalfRules
 from mmcompile.model.passes.baselines.raise_opset import STANDARD
 from mmcompile.model.sites import LinearSite
+from mmcompile.model.source import SourceModel
 from mmcompile.model.tensors import is_external
 
 HALF_SUFFIX, FULL_SUFFIX = ".float16", ".float32"

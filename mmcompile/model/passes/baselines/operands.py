@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from mmcompile.model import SourceModel
 from mmcompile.model.passes.baselines.constants import AnyArray, Pending, declare, small
 from mmcompile.model.passes.baselines.functions import (
     FP4_QUANTIZE,
@@ -26,6 +25,7 @@ from mmcompile.model.passes.baselines.weights import (
     nvfp4_global_scale,
 )
 from mmcompile.model.sites import LinearSite, SiteGroup
+from mmcompile.model.source import SourceModel
 
 PREFIX = "mmcompile.baseline."
 """What the names of added nodes and tensors begin with."""

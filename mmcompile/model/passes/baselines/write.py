@@ -10,7 +10,6 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from mmcompile.model import ModelWriter, SourceModel
 from mmcompile.model.check import check_operators
 from mmcompile.model.passes.baselines.constants import Pending
 from mmcompile.model.passes.baselines.functions import (
@@ -23,11 +22,13 @@ from mmcompile.model.passes.baselines.functions import (
 )
 from mmcompile.model.passes.baselines.half import infer_types, to_half
 from mmcompile.model.passes.baselines.kinds import Kind, baseline_kind
-from mmcompile.model.passes.baselines.linears import quantize_linears
+from mmcompile.model.passes.baselines.linears import HalfModel, quantize_linears
 from mmcompile.model.passes.baselines.raise_opset import opset_of, raise_opset
 from mmcompile.model.sites import SiteGroup
+from mmcompile.model.source import SourceModel
 from mmcompile.model.tensors import is_external
 from mmcompile.model.walk import all_graphs
+from mmcompile.model.writer import ModelWriter
 from mmcompile.output import DATA_FILE, MODEL_FILE, StagedOutput, disk_errors
 from mmcompile.plan import LeftAlone
 
@@ -105,17 +106,8 @@ def write_baseline(
     if found.is_quantized:
         if not found.needs_data:
             amax = dict.fromkeys((group.input for group in groups), 0.0)  # scales are dynamic
-        result = quantize_linears(
-            model,
-            source,
-            groups,
-            amax,
-            found,
-            pending,
-            ranks,
-            half_types,
-            per_channel=per_channel,
-        )
+        half = HalfModel(model, source, pending, ranks, half_types)
+        result = quantize_linears(half, groups, amax, found, per_channel=per_channel)
         quantized, left = result.nodes, result.left_alone
         if any(node.domain == TRT for node in model.graph.node):
             model.opset_import.append(helper.make_opsetid(TRT, 1))
