@@ -33,7 +33,7 @@ PRODUCT = Product(
     # Its parser takes plugin nodes from 1.7 on.
     oldest=(1, 7),
     newest_major=1,
-    targets=("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121"),
+    capabilities=(75, 80, 86, 89, 120, 121),
     ahead_of_time=True,
     isolated=True,
 )
