@@ -13,7 +13,6 @@ ARGUMENTS = {
     "--calib": "calibration",
     "--data": "data",
     "--lambda": "factor",
-    "--no-engine": "engine=False",
     "--no-verify": "verify.enabled=False",
     "--quantize-heads": "heads",
     "--stats": "shards",

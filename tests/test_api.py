@@ -94,7 +94,7 @@ def test_options_can_be_made_without_what_compiling_needs():
         "import sys\n"
         "import mmcompile as mm\n"
         "policy = mm.make_policy('cost', target_bits=5)\n"
-        "data, build = mm.DataOptions(calibration='x.npz'), mm.BuildOptions(engine=False)\n"
+        "data, build = mm.DataOptions(calibration='x.npz'), mm.BuildOptions(backend='none')\n"
         "mm.CompileOptions(policy=policy, data=data, build=build, verify=mm.VerifyOptions())\n"
         "mm.ExportOptions(), mm.Selection(), mm.MicroMixPolicy(), mm.UniformPolicy()\n"
         "print(sorted({'numpy', 'onnx', 'onnxruntime', 'torch', 'click'} & set(sys.modules)))\n"
@@ -118,7 +118,7 @@ def test_compile_with_words_alone(work, feeds):
     assert result.report.target.name == "sm_120"
     assert "data given in Python" in result.report.calibration.description
     assert result.model == work.out / "model.onnx" in result.files
-    assert result.engine is None  # there is no TensorRT here
+    assert result.engine is None  # nothing that builds one is here
     assert mm.load_plan(work.out / "plan.json") == result.plan
     assert isinstance(result.plan, mm.QuantPlan) and isinstance(result.report, mm.Report)
     before, after = (answer(path, samples(1, seed=9)) for path in (work.model, result.model))
@@ -177,7 +177,7 @@ def test_analyze_needs_data(work):
 
 
 def test_build_of_a_folder(work, feeds, tensorrt):  # noqa: F811
-    options = mm.CompileOptions(build=mm.BuildOptions(engine=False), html=False)
+    options = mm.CompileOptions(build=mm.BuildOptions(backend="none"), html=False)
     made = mm.compile(work.model, options, calibration=feeds, output=work.out)
     assert made.engine is None and not (work.out / "engine.plan").exists()
     built = mm.build(str(work.out), mm.BuildOptions(optimization_level=2))
@@ -344,7 +344,7 @@ def test_the_same_errors_on_the_command_line(work, arguments, words):
         ("add --calib.", "add calibration."),
         ("a--b and x--calib stay", "a--b and x--calib stay"),
         ("-- or --- or --5 stay", "-- or --- or --5 stay"),
-        ("(--no-engine)", "(engine=False)"),
+        ("(--no-verify)", "(verify.enabled=False)"),
         ("--quantize-heads, --verify-samples", "heads, samples"),
     ],
 )

@@ -10,6 +10,7 @@ import click
 
 from mmcompile.cli.generated import FILE, options, taken
 from mmcompile.cli.options import (
+    backend_option,
     data_options,
     json_option,
     make_data,
@@ -39,6 +40,7 @@ bench_options = options(
         help="Batch × sequence, e.g. 1x512, or 8x1 for decoding; may be repeated.",
     ),
     click.option("--plan", type=FILE, metavar="FILE", help="The plan.json that MicroMix follows."),
+    backend_option,
     click.option(
         "--engine",
         "variants",
@@ -65,7 +67,7 @@ def bench_command(model: Path | None, as_json: bool, **values: Any) -> int:
 
     With --modelled: limits of every linear layer from the GPU's published figures; no measurement.
     With --kernels: the plugin's kernels on MODEL's layers, or without MODEL on Llama-3.1-8B's.
-    Else builds and times TensorRT engines: stock FP16 and MXFP8, with --calib FP8, NVFP4 and
+    Else builds and times engines: stock FP16 and MXFP8, with --calib FP8, NVFP4 and
     MicroMix, and the models that --engine names. Exit code 4 if none could be timed.
     """
     from mmcompile.bench.points import DEFAULT_POINTS, parse_point
@@ -122,12 +124,13 @@ def _engines(model: Path, points: Sequence[Any], values: dict[str, Any], quiet: 
     from mmcompile.bench.engine_bench import EngineBenchOptions, engine_bench
 
     options = EngineBenchOptions(
-        named=[_variant(text) for text in values["variants"]],
         points=points,
+        named=[_variant(text) for text in values["variants"]],
         data=make_data(values),
         selection=taken(Selection, values),
-        gpu=values["gpu"],
         plan=values["plan"],
+        gpu=values["gpu"],
+        backend=values["backend"],
     )
     return engine_bench(model, options, make_progress(quiet))
 

@@ -12,22 +12,18 @@ from mmcompile.cli.help import SectionedCommand
 from mmcompile.cli.options import engine_options, make_build
 
 
-@click.command(
-    "build",
-    cls=SectionedCommand,
-    short_help="Build the engine of an output folder, where TensorRT is.",
-)
+@click.command("build", cls=SectionedCommand, short_help="Build the engine of an output folder.")
 @click.argument("folder", type=FILE)
 @engine_options
 def build_command(folder: Path, **values: Any) -> None:
-    """Build the engine of FOLDER, which mmcompile wrote, on a machine with TensorRT and the GPU.
+    """Build the engine of FOLDER, which mmcompile wrote.
 
-    Options that are given win over those of the compilation. An earlier engine stays until the
-    new one is complete.
+    TensorRT builds on the GPU that the engine is for, TensorRT-RTX without any. Options that are
+    given win over those of the compilation. An earlier engine stays until the new one is complete.
     """
     from mmcompile.pipeline.delivery import build_bundle
 
     built, files = build_bundle(folder, make_build(values))
-    click.echo(f"engine for {built.device.name}, TensorRT {built.tensorrt}")
+    click.echo(str(built))
     for file in files:
         click.echo(f"wrote {file}")

@@ -63,8 +63,7 @@ from mmcompile.policy.protocol import Needs
 @click.option(
     "--engine/--no-engine",
     default=None,
-    help="Fail where no engine can be built, or build none; by default one is built where "
-    "TensorRT and the GPU are present.",
+    help="Fail where no engine can be built, or build none at all.",
 )
 @engine_options
 @click.option("--html/--no-html", default=True, help="Write report.html, too.")

@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
-from mmcompile.backends.engines.options import BuildOptions
+from mmcompile.backends.engines.options import AUTO, BuildOptions
+from mmcompile.backends.registry import NOTHING, backend_names
 from mmcompile.cli.generated import options, options_from, taken
 from mmcompile.cli.help import sections
 from mmcompile.data.options import DataOptions
@@ -21,6 +23,40 @@ from mmcompile.policy.protocol import Policy
 from mmcompile.policy.registry import DEFAULT, POLICIES, options_of
 from mmcompile.policy.uniform import UNIFORM
 from mmcompile.progress import Progress, Silent, Terminal
+
+
+class BackendName(click.ParamType):  # type: ignore[type-arg]  # plain in click 8.1
+    """The name of a back end, of those that there are when somebody asks."""
+
+    name = "backend"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name.
+
+        Raises:
+            click.BadParameter: there is no such back end.
+        """
+        known = backend_names()
+        if value not in known:
+            self.fail(f"'{value}' is none of {', '.join(known)}.", param, ctx)
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Names that begin so."""
+        del ctx, param
+        return [CompletionItem(name) for name in backend_names() if name.startswith(incomplete)]
+
+
+class BackendOption(click.Option):
+    """The option; its help lists the back ends that there are."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option and its help."""
+        record = super().get_help_record(ctx)
+        return record and (record[0], record[1].format(names=", ".join(backend_names())))
+
 
 KINDS = tuple(dict.fromkeys(options_of(POLICIES[name]) for name in POLICIES))
 """The dataclasses that have the policies' options."""
@@ -46,7 +82,17 @@ policy_options = options(
 selection_options = options_from(Selection)
 comparison_options = options_from(VerifyOptions, only=("samples", "logits"))
 verify_options = options_from(VerifyOptions)
-engine_options = options_from(BuildOptions)
+backend_option = click.option(
+    "--backend",
+    cls=BackendOption,
+    type=BackendName(),
+    metavar="NAME",
+    default=AUTO,
+    show_default=True,
+    help=f"What builds the engine: {{names}}. {AUTO} takes the first that is installed and can "
+    "build for the target, if any.",
+)
+engine_options = options(backend_option, options_from(BuildOptions))
 gpu_option = options_from(CompileOptions, only=("gpu",))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="List every layer and node.")
@@ -129,11 +175,23 @@ def make_build(values: dict[str, Any]) -> BuildOptions:
     """How the options want the engine built.
 
     Raises:
-        UsageError: a size is none.
+        UsageError: a size is none, or --engine or --no-engine contradicts --backend.
     """
-    asked = dataclasses.replace(taken(BuildOptions, values), engine=values.get("engine"))
+    backend, engine = values["backend"], values.get("engine")
+    if engine is False:
+        if backend not in (AUTO, NOTHING):
+            raise _contradiction("--no-engine", backend)
+        backend = NOTHING
+    elif engine and backend == NOTHING:
+        raise _contradiction("--engine", backend)
+    asked = dataclasses.replace(taken(BuildOptions, values), backend=backend, required=bool(engine))
     assert asked.workspace is None or asked.workspace_bytes is not None  # refuses what is none
     return asked
+
+
+def _contradiction(option: str, backend: str) -> UsageError:
+    reason = f"it contradicts --backend {backend}"
+    return UsageError("options-contradict", option, reason, "leave one of them out")
 
 
 def make_progress(quiet: bool) -> Progress:

@@ -9,7 +9,7 @@ import onnx
 
 from mmcompile.backends.engines.bundle import SCRIPT_FILE
 from mmcompile.backends.engines.interface import check_model, model_interface
-from mmcompile.backends.engines.meta import BUILD_FILE, ENGINE_FILE, META_FILE
+from mmcompile.backends.engines.meta import BUILD_FILE
 from mmcompile.backends.engines.plugin import LIBRARY
 from mmcompile.errors import VerificationError
 from mmcompile.model.passes.pending import Pending, write_weights
@@ -21,7 +21,7 @@ from mmcompile.model.writer import ModelWriter
 from mmcompile.output import DATA_FILE, MODEL_FILE, StagedOutput, disk_errors
 from mmcompile.packed import PackedLinear
 from mmcompile.pipeline.decision import Decision, decide, take_plan
-from mmcompile.pipeline.delivery import Order, choose, deliver, finish_triton
+from mmcompile.pipeline.delivery import deliver, engine_files, finish_triton, prepare_delivery
 from mmcompile.pipeline.files import FAILED, PLAN_FILE, REPORT_HTML, REPORT_JSON, check_name
 from mmcompile.pipeline.forecast import model_bytes
 from mmcompile.pipeline.options import CompileOptions, CompileResult
@@ -71,7 +71,13 @@ def compile_model(
     check_demands(prepared, inputs.held_back, options.verify)
     check_rest(prepared, options.rest)
     interface = model_interface(prepared.source.proto)
-    choices = choose(interface, options.build, inputs.calibration or inputs.held_back)
+    handover = prepare_delivery(
+        interface,
+        options.build,
+        inputs.calibration or inputs.held_back,
+        run.target.name,
+        prepared.source.path,
+    )
     policy = options.policy.name if given is None else given.policy
     sampled = weights_of(run, options.weights, policy)
     rounding = (sampled.method, sampled.reason)
@@ -102,8 +108,7 @@ def compile_model(
         delivery = None
         if verification is None or verification.passed:
             with run.watch.stage("build"):
-                order = Order(options.build, run.target.name, prepared.source.path)
-                delivery = deliver(stage.folder, options.output, interface, choices, order)
+                delivery = deliver(stage.folder, options.output, handover, options.build)
         outcome = Outcome(
             run.watch.seconds, size, rest.info(), figures, verification, delivery, rounding
         )
@@ -115,7 +120,9 @@ def compile_model(
         files = stage.commit()
         _remove_stale(options.output, files)
     files += finish_triton(options.output, delivery, options.build)
-    return CompileResult(decision.plan, report, files)
+    name = None if delivery.engine is None else delivery.engine.engine.name
+    engine = next((path for path in files if path.name == name), None)
+    return CompileResult(decision.plan, report, files, engine)
 
 
 def _decide(
@@ -196,7 +203,7 @@ def _write_report(report: Report, folder: Path, html: bool) -> None:
 def _remove_stale(folder: Path, written: tuple[Path, ...]) -> None:
     """Removes what an earlier run left and this one did not write: it speaks of another model."""
     own: tuple[str, ...] = (DATA_FILE, REPORT_HTML, FAILED + REPORT_JSON, FAILED + REPORT_HTML)
-    own += (ENGINE_FILE, META_FILE, BUILD_FILE, SCRIPT_FILE, LIBRARY)
+    own += (*engine_files(), BUILD_FILE, SCRIPT_FILE, LIBRARY)
     with disk_errors(folder):
         for path in {folder.absolute() / name for name in own}.difference(written):
             path.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from tests.rtx.building import recording_plugin
 @pytest.fixture(autouse=True, scope="session")
 def tensorrt_rtx() -> None:
     """Skips where NVIDIA's package is not installed."""
-    if importlib.util.find_spec("tensorrt_rtx") is None:
+    if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
         pytest.skip("no TensorRT-RTX; pip install tensorrt-rtx-cu13")
 
 

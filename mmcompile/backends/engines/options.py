@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from mmcompile.errors import UsageError
 from mmcompile.options import option
 
+AUTO = "auto"
+"""In the place of a back end's name: the first that can build for the target."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -16,16 +18,18 @@ class BuildOptions:
     """How the engine is built, where it can be.
 
     Attributes:
-        engine: False writes the bundle only; True demands an engine; None builds one where
-            TensorRT and the GPU are present.
+        backend: name of the back end that builds it; `AUTO` takes the first that can, if any.
+        required: an engine has to come of it, whichever back end builds it.
         shapes: shapes of inputs; empty for defaults from data and model.
-        optimization_level: TensorRT's, 0 to 5; None is its default.
-        workspace: limit on scratch memory, such as `4G`; None is TensorRT's default.
-        embed_plugin: put the plugin library into a version-compatible engine.
+        optimization_level: the builder's, 0 to 5; None is its default.
+        workspace: limit on scratch memory, such as `4G`; None is the builder's default.
+        embed_plugin: put the plugin library into the engine.
+        weight_streaming: build an engine whose weights need not all be on the GPU.
         triton: name of the model in a Triton repository to write; None writes none.
     """
 
-    engine: bool | None = None
+    backend: str = AUTO
+    required: bool = False
     shapes: tuple[str, ...] = option(
         (),
         "Shapes of an input, as in input_ids:[1x1,1x512,8x2048]; an input named again starts "
@@ -33,12 +37,17 @@ class BuildOptions:
         metavar="NAME:[MIN,OPT,MAX]",
     )
     optimization_level: int | None = option(
-        None, "TensorRT's builder optimization level, 0 to 5.", metavar="N", span=(0, 5)
+        None, "The builder's optimization level, 0 to 5.", metavar="N", span=(0, 5)
     )
     workspace: str | None = option(
-        None, "Limit on TensorRT's scratch memory, e.g. 4G.", metavar="SIZE"
+        None, "Limit on the builder's scratch memory, e.g. 4G.", metavar="SIZE"
     )
-    embed_plugin: bool = option(False, "Put the plugin into the engine, version-compatible.")
+    embed_plugin: bool = option(
+        False, "Put the plugin into the engine; by TensorRT it is version-compatible then."
+    )
+    weight_streaming: bool = option(
+        False, "Build an engine whose weights need not all be on the GPU."
+    )
     triton: str | None = option(
         None, "Also write a Triton model repository for this name.", metavar="NAME"
     )

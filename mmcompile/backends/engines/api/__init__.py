@@ -6,13 +6,11 @@ Nothing of TensorRT is imported before `load` is called.
 """
 
 from mmcompile.backends.engines.api.library import (
-    FULL,
-    RUNTIMES,
+    MISSING,
     TensorRT,
-    check_release,
+    installed_version,
     load,
     load_plugin,
-    release,
 )
 from mmcompile.backends.engines.api.network import BuildSettings, Network, parse
 from mmcompile.backends.engines.api.running import (
@@ -21,24 +19,24 @@ from mmcompile.backends.engines.api.running import (
     engine_interface,
     engine_profiles,
     inspection,
+    stream_weights,
 )
 from mmcompile.backends.engines.messages import Message
 
 __all__ = [
-    "FULL",
-    "RUNTIMES",
+    "MISSING",
     "BuildSettings",
     "Context",
     "Message",
     "Network",
     "TensorRT",
-    "check_release",
     "deserialize",
     "engine_interface",
     "engine_profiles",
     "inspection",
+    "installed_version",
     "load",
     "load_plugin",
     "parse",
-    "release",
+    "stream_weights",
 ]

@@ -107,7 +107,7 @@ def write_baseline(
     quantized: tuple[str, ...] = ()
     left: tuple[LeftAlone, ...] = ()
     if found.is_quantized:
-        if found.name == "mxfp8":
+        if not found.needs_data:
             amax = dict.fromkeys((group.input for group in groups), 0.0)  # scales are dynamic
         half = HalfModel(model, source, pending, ranks, half_types)
         result = quantize_linears(half, groups, amax, found, per_channel=per_channel)
