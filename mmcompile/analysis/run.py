@@ -35,7 +35,7 @@ from mmcompile.pipeline.prepare import Prepared
 from mmcompile.pipeline.reporting import tool_versions
 from mmcompile.pipeline.run import Run, Settings, open_inputs, start_run
 from mmcompile.pipeline.search import smallest_within
-from mmcompile.pipeline.trial import TrialBench, refuse_bfloat16
+from mmcompile.pipeline.trial import TrialBench
 from mmcompile.pipeline.verification import logit_outputs, take_samples
 from mmcompile.pipeline.weights import WeightInputs
 from mmcompile.policy.plan_damage import predicted_damage
@@ -108,10 +108,8 @@ def _check_model(prepared: Prepared) -> None:
     """Refuses what cannot be analysed.
 
     Raises:
-        UsageError: the model cannot run here, or has no linear layers.
+        UsageError: the model has no linear layers.
     """
-    remedy = "analyse a float32 or float16 export of it"
-    refuse_bfloat16(prepared, "analysis-unmeasured", str(prepared.source.path), remedy)
     if not prepared.groups:
         remedy = "see mmcompile inspect for the reasons"
         reason = "no linear layer was found that could be compiled"

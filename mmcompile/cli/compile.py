@@ -57,6 +57,7 @@ from mmcompile.policy.protocol import Needs
 @policy_options
 @options_from(CompileOptions, only=("plan",))
 @selection_options
+@options_from(CompileOptions, only=("rest",))
 @click.option("--verify/--no-verify", default=True, help="Compare the result with the original.")
 @verify_options
 @click.option(

@@ -35,7 +35,7 @@ SECTIONS = {
         "effort",
         "plan",
     ),
-    "Layers": ("include", "exclude", "quantize_heads"),
+    "Layers": ("include", "exclude", "quantize_heads", "rest"),
     "Engine": (
         "backend",
         "engine",

@@ -7,6 +7,7 @@ fixed batch) that fit the model's inputs in name, type and shape.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -117,17 +118,18 @@ def open_data(
             reason = f"{number} is below 1"
             raise UsageError("calibration-option", name, reason, "give a positive number")
     specs = tuple(inputs)
+    rounded: set[str] = set()
     if isinstance(source, str) and source == RANDOM:
         data = _open_random(specs, options, max_id)
     elif not isinstance(source, str | Path):
-        data = _open_feeds(source, specs)
+        data = _open_feeds(source, specs, rounded)
     elif script := re.fullmatch(r"(.+\.py)(?::(.*))?", str(source)):
-        data = _open_script(Path(script[1]), script[2] or DEFAULT_FUNCTION, specs)
+        data = _open_script(Path(script[1]), script[2] or DEFAULT_FUNCTION, specs, rounded)
     else:
-        data = _open_path(Path(source), specs, options)
+        data = _open_path(Path(source), specs, options, rounded)
     data = _limited(data, limit)
     next(iter(data))
-    return data
+    return dataclasses.replace(data, description=", ".join([data.description, *sorted(rounded)]))
 
 
 def hold_back(data: CalibrationData, every: int) -> tuple[CalibrationData, CalibrationData | None]:
@@ -188,13 +190,15 @@ def _limited(data: CalibrationData, limit: int | None) -> CalibrationData:
     return CalibrationData(description, data.fit, data.count, read)
 
 
-def _open_path(path: Path, specs: tuple[InputSpec, ...], options: DataOptions) -> CalibrationData:
+def _open_path(
+    path: Path, specs: tuple[InputSpec, ...], options: DataOptions, rounded: set[str]
+) -> CalibrationData:
     """Data from a file or folder."""
     if not path.exists():
         raise UsageError("calibration-missing", path, "there is no such file or folder", _KINDS)
     if path.is_dir() or path.suffix in SUFFIXES:
         count = count_arrays(path, specs, options.samples)
-        read = functools.partial(read_arrays, path, specs)
+        read = functools.partial(read_arrays, path, specs, rounded)
         return CalibrationData(path.name, True, count, read)
     if options.tokenizer is None:
         reason = "it is no file of arrays, and to read it as text a tokenizer is needed"
@@ -205,13 +209,13 @@ def _open_path(path: Path, specs: tuple[InputSpec, ...], options: DataOptions) -
     return CalibrationData(description, True, None, read)
 
 
-def _open_feeds(source: object, specs: tuple[InputSpec, ...]) -> CalibrationData:
+def _open_feeds(source: object, specs: tuple[InputSpec, ...], rounded: set[str]) -> CalibrationData:
     """Data from Python objects."""
     description = "data given in Python"
     if isinstance(source, Mapping):
-        return _from_function(lambda: [source], specs, description)
+        return _from_function(lambda: [source], specs, description, rounded)
     if callable(source):
-        return _from_function(source, specs, description)
+        return _from_function(source, specs, description, rounded)
     if not isinstance(source, Iterable):
         reason = f"a {type(source).__name__} cannot be iterated"
         raise UsageError("calibration-source", description, reason, _KINDS)
@@ -219,17 +223,20 @@ def _open_feeds(source: object, specs: tuple[InputSpec, ...]) -> CalibrationData
         reason = "an iterator yields its samples only once, calibration reads them several times"
         remedy = "give a list, or the function that makes the iterator"
         raise UsageError("calibration-source", description, reason, remedy)
-    return _from_function(lambda: source, specs, description)
+    return _from_function(lambda: source, specs, description, rounded)
 
 
 def _from_function(
-    function: Callable[[], Iterable[Feed]], specs: tuple[InputSpec, ...], where: str
+    function: Callable[[], Iterable[Feed]],
+    specs: tuple[InputSpec, ...],
+    where: str,
+    rounded: set[str],
 ) -> CalibrationData:
     """Data from a function that is called for every pass and returns feeds."""
 
     def read() -> Iterator[Sample]:
         for index, feed in enumerate(_guarded(function, where)):
-            yield from cut_feed(feed, specs, f"{where}, item {index}")
+            yield from cut_feed(feed, specs, f"{where}, item {index}", rounded)
 
     return CalibrationData(where, True, None, read)
 
@@ -244,7 +251,9 @@ def _guarded(function: Callable[[], Iterable[Feed]], where: str) -> Iterator[Fee
         raise UsageError("calibration-script", where, reason, remedy) from error
 
 
-def _open_script(path: Path, function: str, specs: tuple[InputSpec, ...]) -> CalibrationData:
+def _open_script(
+    path: Path, function: str, specs: tuple[InputSpec, ...], rounded: set[str]
+) -> CalibrationData:
     """Data from a data loader script of polygraphy (`--data-loader-script`)."""
     from polygraphy import mod
     from polygraphy.exception import PolygraphyException
@@ -274,7 +283,7 @@ def _open_script(path: Path, function: str, specs: tuple[InputSpec, ...]) -> Cal
     if not callable(load):
         reason = f"'{function}' is no function"
         raise UsageError("calibration-script", where, reason, remedy)
-    data = _from_function(load, specs, where)
+    data = _from_function(load, specs, where, rounded)
     return CalibrationData(f"{path.name}:{function}", True, None, data.read)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
 from mmcompile.backends.engines.bundle import SCRIPT_FILE
@@ -14,7 +12,9 @@ from mmcompile.backends.engines.interface import check_model, model_interface
 from mmcompile.backends.engines.meta import BUILD_FILE
 from mmcompile.backends.engines.plugin import LIBRARY
 from mmcompile.errors import VerificationError
+from mmcompile.model.passes.pending import Pending, write_weights
 from mmcompile.model.passes.rewrite_linears import packed_names, rewrite_linears
+from mmcompile.model.rest import Rest
 from mmcompile.model.sites import SiteGroup
 from mmcompile.model.source import load_model
 from mmcompile.model.writer import ModelWriter
@@ -27,6 +27,7 @@ from mmcompile.pipeline.forecast import model_bytes
 from mmcompile.pipeline.options import CompileOptions, CompileResult
 from mmcompile.pipeline.prepare import Prepared
 from mmcompile.pipeline.reporting import LayerFigures, Outcome, build_report
+from mmcompile.pipeline.rest import RestDone, check_rest, halve_rest, plan_rest, with_islands
 from mmcompile.pipeline.run import Run, Settings, start_run
 from mmcompile.pipeline.verification import Evidence, check_demands, shortfall, verify_models
 from mmcompile.pipeline.weights import WeightInputs, weights_of
@@ -38,7 +39,8 @@ from mmcompile.targets.names import parse_target
 from mmcompile.verification.nodes import layer_error
 from mmcompile.weights.pack import pack_group
 
-AnyArray = npt.NDArray[np.generic]
+Graph = tuple[onnx.ModelProto, Pending]
+"""A graph, and those of its weights that are made when they are written."""
 
 
 def compile_model(
@@ -67,6 +69,7 @@ def compile_model(
     run = start_run(Path(path), options.data, settings)
     prepared, inputs = run.prepared, run.inputs
     check_demands(prepared, inputs.held_back, options.verify)
+    check_rest(prepared, options.rest)
     interface = model_interface(prepared.source.proto)
     handover = prepare_delivery(
         interface,
@@ -77,24 +80,25 @@ def compile_model(
     )
     policy = options.policy.name if given is None else given.policy
     sampled = weights_of(run, options.weights, policy)
+    rounding = (sampled.method, sampled.reason)
     if options.dry_run:
         with sampled:
             decision = _decide(run, options, given, sampled)
-        size = model_bytes(prepared, decision.decided)
-        outcome = Outcome(run.watch.seconds, size, weights=(sampled.method, sampled.reason))
+        size, rest = model_bytes(prepared, decision.decided, options.rest)
+        outcome = Outcome(run.watch.seconds, size, rest.info(), weights=rounding)
         return CompileResult(decision.plan, build_report(run, decision, options, outcome), ())
     with StagedOutput(options.output, protect=prepared.source.files) as stage, sampled:
         decision = _decide(run, options, given, sampled)
-        with run.watch.stage("rewrite"):
-            rewritten = rewrite_linears(prepared.source.proto, decision.decided)
+        rest, graph = _rewrite(run, decision, options.rest)
         with run.watch.stage("pack"):
-            figures = _write(run, decision, rewritten, stage.folder, sampled)
+            figures = _write(run, decision, graph, stage.folder, sampled)
         written = onnx.load(stage.folder / MODEL_FILE, load_external_data=False)
         check_model(interface, model_interface(written), options.output / MODEL_FILE)
         verification = None
         if options.verify.enabled:
             with run.watch.stage("verify"):
-                evidence = Evidence(inputs.held_back, inputs.disjoint, decision.sampled_rows)
+                rows, alone = decision.sampled_rows, rest.plan.alone
+                evidence = Evidence(inputs.held_back, inputs.disjoint, rows, alone)
                 compiled = load_model(stage.folder / MODEL_FILE)
                 verification = verify_models(
                     prepared, compiled, evidence, options.verify, run.progress
@@ -105,8 +109,9 @@ def compile_model(
         if verification is None or verification.passed:
             with run.watch.stage("build"):
                 delivery = deliver(stage.folder, options.output, handover, options.build)
-        rounding = (sampled.method, sampled.reason)
-        outcome = Outcome(run.watch.seconds, size, figures, verification, delivery, rounding)
+        outcome = Outcome(
+            run.watch.seconds, size, rest.info(), figures, verification, delivery, rounding
+        )
         report = build_report(run, decision, options, outcome)
         _write_report(report, stage.folder, options.html)
         if delivery is None:
@@ -130,17 +135,28 @@ def _decide(
     return decide(run, options.policy, sampled, takes_rows=not options.dry_run)
 
 
+def _rewrite(run: Run, decision: Decision, asked: Rest | None) -> tuple[RestDone, Graph]:
+    """The graph of the compiled model, of whose weights none is written yet."""
+    decided = decision.decided
+    with run.watch.stage("rest"):
+        rest = with_islands(plan_rest(run.prepared, asked, decided), run)
+    with run.watch.stage("rewrite"):
+        rewritten = rewrite_linears(run.prepared.source.proto, decided)
+        done = halve_rest(rest, run.prepared, rewritten, decided)
+    return done, (rewritten, done.pending)
+
+
 def _write(
     run: Run,
     decision: Decision,
-    rewritten: onnx.ModelProto,
+    graph: Graph,
     folder: Path,
     sampled: WeightInputs,
 ) -> dict[str, LayerFigures]:
     """Packs group by group into the data file, copies what is unchanged, writes the graph."""
     figures = {}
     prepared = run.prepared
-    weights = prepared.source.weights
+    rewritten, pending = graph
     sampled.collect()
     with ModelWriter(folder) as writer:
         pairs = decision.decided
@@ -149,11 +165,7 @@ def _write(
             for name, array in zip(packed_names(plan.name), packed.constants(), strict=True):
                 writer.add(name, array)
             figures[plan.name] = _measure(prepared, decision, sites, plan, packed)
-        packed_tensors = {name for _, plan in pairs for name in packed_names(plan.name)}
-        for tensor in rewritten.graph.initializer:
-            reference = weights.ref(tensor.name)
-            if reference is not None and tensor.name not in packed_tensors:
-                writer.copy(reference)
+        write_weights(writer, rewritten, prepared.source, pending)
         writer.finish(rewritten)
     return figures
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from onnx import TensorProto
 
 from mmcompile.data.options import DataOptions
 from mmcompile.formats import MXFP8 as WIDEST
 from mmcompile.model.passes.rewrite_linears import rewrite_linears
+from mmcompile.model.rest import Rest
 from mmcompile.model.sites import SiteGroup
+from mmcompile.model.source import SourceModel
 from mmcompile.model.tensors import is_external, storage_bytes
 from mmcompile.pipeline.evidence import gather
 from mmcompile.pipeline.options import CompileOptions
 from mmcompile.pipeline.prepare import Prepared
+from mmcompile.pipeline.rest import RestDone, halve_rest, plan_rest
 from mmcompile.pipeline.run import Run, Settings, start_run
 from mmcompile.plan import GroupPlan, LeftAlone, QuantPlan, Segment, format_order
 from mmcompile.policy.choices import Order
@@ -49,6 +54,7 @@ class Forecast(msgspec.Struct, frozen=True):
         target: name of the GPU.
         policy: name of the policy.
         model_bytes: size of the original.
+        fp16_bytes: the same with two bytes per weight.
         groups: groups of linears that would be rewritten.
         linears: linears in them.
         weights: their weights.
@@ -62,6 +68,7 @@ class Forecast(msgspec.Struct, frozen=True):
     target: str
     policy: str
     model_bytes: int
+    fp16_bytes: int
     groups: int
     linears: int
     weights: int
@@ -81,10 +88,11 @@ def forecast(model: Path, options: CompileOptions) -> Forecast:
         target=run.target.name,
         policy=policy.name,
         model_bytes=prepared.source.size_bytes,
+        fp16_bytes=fp16_bytes(prepared.source),
         groups=len(prepared.groups),
         linears=sum(len(group.sites) for group in prepared.groups),
         weights=sum(group.in_channels * group.out_channels for group in prepared.groups),
-        formats=tuple(_in_one_format(run, base, name) for name in policy.formats),
+        formats=tuple(_in_one_format(run, base, name, options.rest) for name in policy.formats),
         left_alone=prepared.left_alone,
         note=_note(policy),
     )
@@ -98,12 +106,25 @@ def _note(policy: Policy) -> str:
     return f"{note} The budget is {policy.limits}." if policy.limits else note
 
 
-def model_bytes(prepared: Prepared, decided: Sequence[tuple[SiteGroup, GroupPlan]]) -> int:
-    """Bytes of the compiled model: its graph and every weight in it; only alignment is left out."""
+def model_bytes(
+    prepared: Prepared, decided: Sequence[tuple[SiteGroup, GroupPlan]], rest: Rest | None
+) -> tuple[int, RestDone]:
+    """Bytes of the compiled model: its graph and every weight in it; only alignment is left out.
+
+    Also what became of all but the compiled linears.
+    """
     proto = rewrite_linears(prepared.source.proto, decided)
+    done = halve_rest(plan_rest(prepared, rest, decided), prepared, proto, decided)
     weights = filter(is_external, proto.graph.initializer)
     graph: int = proto.ByteSize()
-    return graph + sum(storage_bytes(t.data_type, tuple(t.dims)) for t in weights)
+    return graph + sum(storage_bytes(t.data_type, tuple(t.dims)) for t in weights), done
+
+
+def fp16_bytes(source: SourceModel) -> int:
+    """Bytes of a model if none of its weights took more than two."""
+    wider = {TensorProto.FLOAT: 2, TensorProto.DOUBLE: 6}
+    saved = (wider.get(t.data_type, 0) * math.prod(t.dims) for t in source.proto.graph.initializer)
+    return source.size_bytes - int(sum(saved))
 
 
 def _padded(plan: QuantPlan, multiple: int) -> QuantPlan:
@@ -116,7 +137,7 @@ def _padded(plan: QuantPlan, multiple: int) -> QuantPlan:
     return msgspec.structs.replace(plan, groups=groups)
 
 
-def _in_one_format(run: Run, base: QuantPlan, name: str) -> FormatForecast:
+def _in_one_format(run: Run, base: QuantPlan, name: str, rest: Rest | None) -> FormatForecast:
     groups = tuple(
         msgspec.structs.replace(
             group, segments=(Segment(group.channel_order().size, name, name, 2.0, 2.0),)
@@ -126,7 +147,7 @@ def _in_one_format(run: Run, base: QuantPlan, name: str) -> FormatForecast:
     decided = tuple(zip(run.prepared.groups, groups, strict=True))
     return FormatForecast(
         format=name,
-        model_bytes=model_bytes(run.prepared, decided),
+        model_bytes=model_bytes(run.prepared, decided, rest)[0],
         weight_bits=msgspec.structs.replace(base, groups=groups).mean_weight_bits(),
         compute_limit=run.target.compute_limit(groups),
     )

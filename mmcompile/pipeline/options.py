@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mmcompile.backends.engines.options import BuildOptions
 from mmcompile.data.options import DataOptions
 from mmcompile.effort import Effort, Weights
+from mmcompile.model.rest import Rest
 from mmcompile.model.selection import Selection
 from mmcompile.options import check_choices, option
 from mmcompile.policy.cost import CostPolicy
@@ -64,6 +65,8 @@ class CompileOptions:
         effort: how much computing plan and weights may take.
         weights: how weights are rounded; None is the default of effort and policy.
         selection: which linears to take.
+        rest: what all but the compiled linears compute in; None is float16, or bfloat16 for a
+            model that computes in it.
         verify: how to verify.
         build: whether and how the engine is built.
         html: write report.html, too.
@@ -89,6 +92,12 @@ class CompileOptions:
         "Computing time of cost and gptq; fast rounds to nearest, best looks at more data.",
     )
     selection: Selection = field(default_factory=Selection)
+    rest: Rest | None = option(
+        None,
+        "What all but the compiled linears compute in: fp16 (the default), bf16 (the default of "
+        "bfloat16 models), or keep. What the type cannot hold stays in float32.",
+        metavar="TYPE",
+    )
     verify: VerifyOptions = field(default_factory=VerifyOptions)
     build: BuildOptions = field(default_factory=BuildOptions)
     html: bool = True

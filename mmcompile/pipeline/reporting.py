@@ -25,6 +25,7 @@ from mmcompile.packed import SiteRounding
 from mmcompile.pipeline.decision import Decision
 from mmcompile.pipeline.delivery import Delivery, outcome_line
 from mmcompile.pipeline.files import PLAN_FILE
+from mmcompile.pipeline.forecast import fp16_bytes
 from mmcompile.pipeline.options import CompileOptions
 from mmcompile.pipeline.prepare import Prepared
 from mmcompile.pipeline.run import Run
@@ -37,6 +38,7 @@ from mmcompile.report.model import (
     ModelInfo,
     PolicyInfo,
     Report,
+    RestInfo,
     StageTime,
     TargetInfo,
     VerificationReport,
@@ -67,6 +69,7 @@ class Outcome:
     Attributes:
         seconds: time per stage.
         model_bytes: size of the compiled model; an estimate for a dry run.
+        rest: what became of all but the compiled linears.
         figures: what packing measured, by group name; empty for a dry run.
         verification: the comparison with the original, if one was made.
         delivery: what became of the engine; None for a dry run or a failed verification.
@@ -75,6 +78,7 @@ class Outcome:
 
     seconds: Mapping[str, float]
     model_bytes: int
+    rest: RestInfo
     figures: Mapping[str, LayerFigures] = field(default_factory=dict)
     verification: VerificationReport | None = None
     delivery: Delivery | None = None
@@ -103,6 +107,7 @@ def build_report(run: Run, decision: Decision, options: CompileOptions, outcome:
             opset=prepared.opset,
             dtype=_dtype(decision),
             estimated=options.dry_run,
+            bytes_fp16=fp16_bytes(source),
         ),
         target=TargetInfo(
             name=run.target.name,
@@ -120,6 +125,7 @@ def build_report(run: Run, decision: Decision, options: CompileOptions, outcome:
         layers=layers,
         left_alone=plan.left_alone,
         verification=outcome.verification,
+        rest=outcome.rest,
         engine=_engine(outcome.delivery),
         stages=tuple(
             StageTime(name=name, seconds=value) for name, value in outcome.seconds.items()

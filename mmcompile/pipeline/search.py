@@ -13,7 +13,7 @@ import msgspec
 
 from mmcompile.errors import UsageError
 from mmcompile.pipeline.run import Run
-from mmcompile.pipeline.trial import TrialBench, refuse_bfloat16, worst_error
+from mmcompile.pipeline.trial import TrialBench, worst_error
 from mmcompile.pipeline.verification import take_samples
 from mmcompile.pipeline.weights import InputsOf, no_inputs
 from mmcompile.plan import QuantPlan
@@ -55,13 +55,11 @@ def smallest_within(
         The plan, and the policy with that budget.
 
     Raises:
-        UsageError: the largest budget errs more, or the model cannot be run here.
+        UsageError: the largest budget errs more.
     """
     most = policy.max_error
     data, prepared = run.inputs.calibration, run.prepared
     assert most is not None and data is not None
-    remedy = "give --target-speed or --target-bits instead"
-    refuse_bfloat16(prepared, "max-error-unmeasured", "--max-error", remedy)
     with TrialBench(prepared, inputs_of=inputs_of) as bench:
         reference = bench.reference(take_samples(prepared, data, SAMPLES), Silent())
 

@@ -9,16 +9,16 @@ import pytest
 from mmcompile.analysis.ground import Candidate, plan_figures
 from mmcompile.calib.instrument import watched_tensor
 from mmcompile.calib.stats import ActivationStats
-from mmcompile.errors import UsageError
 from mmcompile.model.selection import Selection
 from mmcompile.model.source import load_model
 from mmcompile.pipeline.prepare import prepare
-from mmcompile.pipeline.trial import TrialBench, refuse_bfloat16, worst_error, write_trial
+from mmcompile.pipeline.trial import TrialBench, worst_error, write_trial
 from mmcompile.policy.registry import make_policy
 from mmcompile.progress import Silent
 from mmcompile.verification.metrics import Agreement
 from mmcompile.verification.outputs import compare_outputs
-from tests.models import typed
+from tests.compiling import uniform
+from tests.models import K, typed, weight
 from tests.policy.cases import SM120, evidence_of, stats_of
 from tests.workplace import CHANNELS, HIDDEN, samples, two_layers
 
@@ -60,7 +60,7 @@ def test_trials_agree_with_the_comparison_of_written_models(prepared, tmp_path):
         found = bench.agreements(pairs, references)
         again = bench.agreements(pairs, references[1:])
     for part, agreements in zip(sets, found, strict=True):
-        expected = compare_outputs(prepared.source, compiled, part, frozenset(), Silent())
+        (expected,) = compare_outputs(prepared.source, [compiled], part, frozenset(), Silent())
         assert agreements["y"].cosines == pytest.approx(expected["y"].cosines, abs=1e-6)
         assert 1e-4 < worst_error(agreements) < 0.5
     assert again[0]["y"].cosines == found[1]["y"].cosines
@@ -108,9 +108,14 @@ def test_what_cannot_be_compared_is_noted(prepared):
     assert plan_figures(candidate, SM120, {"z": fine}, 1.0).error == 0
 
 
-def test_bfloat16_is_refused(tmp_path):
+def test_bfloat16_models_run_in_float32(tmp_path):
     path = Path(tmp_path / "model.onnx")
     onnx.save(typed("bf16"), path)
     found = prepare(path, Selection(heads=True))
-    with pytest.raises(UsageError, match="ONNX Runtime cannot run on the CPU"):
-        refuse_bfloat16(found, "code", "here", "go elsewhere")
+    x = weight(2, 5, K, seed=4)
+    with TrialBench(found) as bench:
+        reference = bench.reference([{"x": x}], Silent())
+        (left,) = bench.agreements([], [reference])
+        (compiled,) = bench.agreements([(g, uniform(g)) for g in found.groups], [reference])
+    assert worst_error(left) < 1e-12  # nothing is rounded to bfloat16 on either side
+    assert 1e-5 < worst_error(compiled) < 0.1

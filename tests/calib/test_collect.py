@@ -16,7 +16,7 @@ from mmcompile.calib.instrument import WatchedTensor, instrument, watched_tensor
 from mmcompile.calib.stats import ActivationStats, TensorStats, merge
 from mmcompile.data.dataset import CalibrationData, InputSpec
 from mmcompile.errors import ExitCode, UnsupportedModelError, UsageError
-from mmcompile.model.passes.upcast_bfloat16 import upcast_bfloat16
+from mmcompile.model.passes.upcast_half import upcast_half
 from mmcompile.model.source import load_model
 from mmcompile.policy.choices import Thresholds
 from mmcompile.policy.split import threshold_ratios
@@ -297,7 +297,7 @@ def test_bfloat16_model_is_calibrated_in_float(tmp_path):
     watched = [watched_tensor(group) for group in prepared.groups]
     assert [tensor.name for tensor in watched] == ["x", "r"]
     x = weight(1, 9, K, seed=7)
-    skeleton = upcast_bfloat16(prepared.source.proto)
+    skeleton = upcast_half(prepared.source.proto)
     stats = collected(model, [{"x": x}], tmp_path, watched, skeleton=skeleton).tensors
     r = np.maximum(x[0] @ brain["W"].astype(np.float32), 0)
     check(stats["x"], [x[0]])

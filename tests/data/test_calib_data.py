@@ -170,7 +170,7 @@ def test_lossless_casts_are_made(given, expected):
 @pytest.mark.parametrize(
     ("given", "expected", "message"),
     [
-        (np.array([[0.1, 1, 2]], np.float64), np.float32, "float32 cannot hold its float64"),
+        (np.array([[7e4, 1, 2]], np.float32), np.float16, "float16 cannot hold its float32"),
         (np.array([[1e300, 1, 2]], np.float64), np.float32, "float32 cannot hold"),
         (np.array([[2**40, 1, 2]]), np.int32, "int32 cannot hold its int64"),
         (np.array([[2**63, 1, 2]], np.uint64), np.int64, "int64 cannot hold its uint64"),
@@ -186,6 +186,28 @@ def test_lossless_casts_are_made(given, expected):
 def test_lossy_casts_are_refused(given, expected, message):
     specs = (InputSpec("x", np.dtype(expected), (None, 3)),)
     assert message in refusal([{"x": given}], specs)
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_floats_are_rounded_and_a_note_says_so(kind, tmp_path):
+    specs = (InputSpec("x", np.dtype(kind), (None, 3)),)
+    x = np.array([[0.1, 1, 2]], np.float64)
+    np.savez(tmp_path / "d.npz", x=x)
+    for source in ({"x": x}, tmp_path / "d.npz"):
+        data = opened(source, specs)
+        (sample,) = data
+        assert sample["x"].dtype == kind
+        np.testing.assert_array_equal(sample["x"], x.astype(kind))
+        assert data.description.endswith(f"x rounded from float64 to {np.dtype(kind).name}")
+    assert "rounded" not in opened({"x": np.array([[0.5, 1, 2]])}, specs).description
+
+
+def test_the_lowest_numbers_of_a_mask_become_infinite():
+    specs = (InputSpec("attn_mask", np.dtype(np.float16), (1, 2)),)
+    lowest = np.finfo(np.float32).min
+    (sample,) = opened({"attn_mask": np.array([[0, lowest]], np.float32)}, specs)
+    assert sample["attn_mask"].tolist() == [[0, -np.inf]]
+    assert "cannot hold" in refusal({"attn_mask": np.array([[0, -lowest]], np.float32)}, specs)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ import onnx.parser
 from onnx import helper
 
 from mmcompile.formats import E2M1
-from mmcompile.model.passes.baselines.constants import small
+from mmcompile.model.passes.pending import small
 from mmcompile.quantize import E8M0_SCALES, element_table
 
 TRT = "trt"

@@ -25,9 +25,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from mmcompile.errors import UsageError
-from mmcompile.model.passes.baselines.constants import Pending
 from mmcompile.model.passes.baselines.kinds import Kind
 from mmcompile.model.passes.baselines.operands import ZERO_POINT, Added, Operands
+from mmcompile.model.passes.pending import Pending
 from mmcompile.model.sites import SiteGroup
 from mmcompile.model.source import SourceModel
 from mmcompile.plan import LeftAlone
