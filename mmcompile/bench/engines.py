@@ -17,8 +17,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from mmcompile.backends.engines.inspector import parse_layers
 from mmcompile.bench.points import Point, Shapes
-from mmcompile.bench.profiles import join_profile, parse_layers
+from mmcompile.bench.profiles import join_profile
 from mmcompile.bench.results import METHOD, EngineBench, TimedPoint, TimedVariant
 from mmcompile.cuda.clocks import Clocks, read_clocks
 from mmcompile.cuda.driver import GpuFacts

@@ -9,7 +9,7 @@ import pytest
 
 from mmcompile.bench.engines import INPUT_SETS, Bench, Tensor, Variant, bench_engines, make_input
 from mmcompile.bench.points import Point
-from mmcompile.bench.profiles import join_profile, layer_nodes, linear_seconds, parse_layers
+from mmcompile.bench.profiles import join_profile, linear_seconds
 from mmcompile.bench.results import EngineBench
 from mmcompile.errors import EnvironmentProblem
 from tests.bench.machine import STREAM, FakeMachine
@@ -239,26 +239,7 @@ def test_profiles_are_joined_with_nodes_and_types():
     assert linear_seconds((first, relu, plugin)) == 3.0
 
 
-@pytest.mark.parametrize(
-    ("name", "nodes"),
-    [
-        ("/fc1/MatMul + /fc1/Add", ("/fc1/MatMul", "/fc1/Add")),
-        ("{ForeignNode[/fc1/MatMul.../fc2/Add]}", ("/fc1/MatMul", "/fc2/Add")),
-        ("PWN(/act/Relu)", ("/act/Relu",)),
-        ("/fc2/MatMul", ("/fc2/MatMul",)),
-        ("Reformatting CopyNode for Input Tensor 0 to /fc1/MatMul", ()),
-        ("/fc1/MatMul_myl0_1", ()),
-        ("", ()),
-    ],
-)
-def test_names_of_fused_layers(name, nodes):
-    assert layer_nodes(name, {}, set(NODES)) == nodes
-
-
-def test_inspections_of_all_kinds():
-    assert parse_layers("") == []
-    assert parse_layers("no json") == []
-    assert parse_layers('{"Layers": ["a", {"Name": "b"}]}') == [{"Name": "a"}, {"Name": "b"}]
+def test_nothing_profiled_is_nothing_joined():
     assert join_profile([], [], NODES, LINEARS) == ()
 
 
