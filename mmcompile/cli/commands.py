@@ -14,6 +14,7 @@ from mmcompile.cli.analyze import analyze_command
 from mmcompile.cli.bench import bench_command
 from mmcompile.cli.config import config_option
 from mmcompile.cli.help import DefaultGroup, SectionedCommand
+from mmcompile.cli.inspect import inspect_command
 from mmcompile.cli.options import (
     FILE,
     data_options,
@@ -196,24 +197,6 @@ def export_command(source: str, output: Path, dtype: Any, opset: int, task: str 
     click.echo(f"wrote {written}")
 
 
-@cli.command("inspect", short_help="List a model's linear layers, and why others are none.")
-@click.argument("model", type=FILE)
-@selection_options
-@json_option
-@verbose_option
-def inspect_command(model: Path, as_json: bool, verbose: bool, **values: Any) -> None:
-    """List MODEL's linear layers and, for all other candidates, why they are none."""
-    from mmcompile.cli.console import print_json
-    from mmcompile.cli.tables import inspection, print_inspection
-    from mmcompile.pipeline.prepare import prepare
-
-    prepared = prepare(model, make_selection(values))
-    if as_json:
-        print_json(inspection(prepared))
-    else:
-        print_inspection(prepared, verbose)
-
-
 @cli.command("calibrate", short_help="Write the plan of a model, without compiling.")
 @click.argument("model", type=FILE)
 @click.option(
@@ -360,6 +343,7 @@ def report_command(source: Path, html: Path | None, as_json: bool, verbose: bool
         click.echo(f"wrote {html}", err=as_json)
 
 
+cli.add_command(inspect_command)
 cli.add_command(analyze_command)
 cli.add_command(bench_command)
 

@@ -294,6 +294,23 @@ def refuse_of_other_policies(context: click.Context) -> None:
             _refuse_without_effect(_flag(context, name), policy, owner)
 
 
+def refuse_selection(context: click.Context, what: str) -> None:
+    """Refuses options that select layers where there is nothing to select.
+
+    Args:
+        context: of the command.
+        what: what they have no effect on.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name in SECTIONS["Layers"]:
+        if _was_given(context, name):
+            reason = f"it has no effect on {what}"
+            remedy = "leave it out"
+            raise UsageError("option-without-effect", _flag(context, name), reason, remedy)
+
+
 def _was_given(context: click.Context, name: str) -> bool:
     """Whether an option stands on the command line, not in a file or by default."""
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE

@@ -22,7 +22,7 @@ from tests.backends.plan_samples import (
 
 
 def only(*programs):
-    (found,) = read_plan_text(engine(*programs)).products
+    (found,) = read_plan_text(engine(*programs)).layers
     return found
 
 
@@ -65,7 +65,7 @@ def test_precision_by_the_types_of_operands_and_scales(kinds, extra, precision):
 
 def test_convolutions_are_products_and_unknown_operations_are_not():
     assert only(typed(("half", "half"), op="corrltn")).kind == "convolution"
-    assert read_plan_text(engine(typed(("half", "half"), op="quantum_dot"))).products == ()
+    assert read_plan_text(engine(typed(("half", "half"), op="quantum_dot"))).layers == ()
 
 
 def test_a_weight_dequantized_in_the_same_program_is_told():
@@ -142,7 +142,7 @@ def test_plugins_and_generated_kernels_stand_apart():
     )
     sums = kernel("__myl_MulSum", ["x"], ["y"], ["small"])
     found = read_plan_text(engine(program([tensor("x", "half")], [plugin, sums])))
-    assert found.products == () and found.complete and found.programs == 1
+    assert found.layers == () and found.complete and found.programs == 1
     assert found.plugins["fc_1_2"].kind == "plugin"
     assert found.plugins["fc_1_2"].precision == "plugin"
     assert found.generated["small"].kind == "generated"
@@ -152,7 +152,7 @@ def test_profiles_that_compute_alike_are_one():
     second = FP8.replace('"fc"', '"fc [profile 1]"')
     assert only(FP8, second) == only(FP8)
     wide = FP8.replace("fp8_e4m3", "half")
-    assert [p.precision for p in read_plan_text(engine(FP8, wide)).products] == ["FP8", "FP16"]
+    assert [p.precision for p in read_plan_text(engine(FP8, wide)).layers] == ["FP8", "FP16"]
 
 
 @pytest.mark.parametrize("name", ['say "type=half" }', "a\\b", "a] b", "{x} y={", "é\n  z={"])
@@ -181,7 +181,7 @@ def test_hostile_bytes_give_an_answer(noise, cut):
 def test_one_changed_character_never_makes_another_precision(place, character):
     """Of one product in FP8, a damaged text tells FP8 or nothing."""
     damaged = FP8[:place] + character + FP8[place + 1 :]
-    precisions = {p.precision for p in read_plan_text(engine(damaged)).products}
+    precisions = {p.precision for p in read_plan_text(engine(damaged)).layers}
     assert precisions <= {"FP8", "unknown"}
 
 
@@ -215,7 +215,7 @@ def test_a_mapped_file_is_read_in_place(tmp_path):
     path = tmp_path / "engine.plan"
     path.write_bytes(b"\0" * 5_000_000 + engine(FP8))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        (found,) = read_plan_text(mapped).products
+        (found,) = read_plan_text(mapped).layers
         assert read_segments(mapped, ["fc"]) == {}
     assert found.precision == "FP8"
 

@@ -13,13 +13,13 @@ from mmcompile.backends.engines.expectations import (
     expected_by_graph,
     expected_products,
 )
+from mmcompile.backends.engines.layer_precision import LayerPrecision, Realized, product_precision
 from mmcompile.backends.engines.precision import (
     check_precision,
     lost,
     realized,
     unverified,
 )
-from mmcompile.backends.engines.products import Product, Realized, product_precision
 from mmcompile.errors import VerificationError
 from tests.backends.plan_samples import FP8, engine, plugin_record, program, tensor
 
@@ -43,7 +43,7 @@ def inspection(*layers):
 
 
 def product(node, precision, kind="gemm", **more):
-    return Product(node, (node,), kind, precision=precision, **more)
+    return LayerPrecision(node, (node,), kind, precision=precision, **more)
 
 
 def found(*products):
@@ -64,7 +64,7 @@ def test_without_an_inspector_the_text_tells():
 def test_the_inspector_tells_where_it_knows():
     told = realized(engine(FP8), inspection(GEMM | {"TacticName": XMMA.format("e4m3", "e4m3")}))
     assert told.source == "engine inspector"
-    assert (told.counts, told.products[0].accumulation) == ({"FP8": 1}, "FP32")
+    assert (told.counts, told.layers[0].accumulation) == ({"FP8": 1}, "FP32")
 
 
 def test_the_text_tells_what_the_inspector_does_not():
@@ -73,17 +73,24 @@ def test_the_text_tells_what_the_inspector_does_not():
     assert told.counts == {"FP8": 1}
 
 
+def test_layers_that_the_inspector_leaves_out_are_told_by_the_text():
+    other = GEMM | {"Metadata": "[ONNX Layer: other]", "TacticName": XMMA.format("e4m3", "e4m3")}
+    told = realized(engine(FP8), inspection(other))
+    assert [layer.nodes[0] for layer in told.layers] == ["other", "fc/MatMul"]
+    assert told.source == "engine inspector and plan text"
+
+
 def test_nothing_is_told_of_an_engine_that_tells_nothing():
     told = realized(b"\0" * 1000, "", [Expected("fc", "FP8")])
     assert (told.source, told.counts) == ("nothing", {"unknown": 1})
-    assert told.products[0].nodes == ("fc",)
+    assert told.layers[0].nodes == ("fc",)
     assert lost([Expected("fc", "FP8")], told) == ()
     assert unverified([Expected("fc", "FP8")], told) == ("fc",)
 
 
 def test_a_plugin_layer_tells_its_formats():
     told = realized(plugin_engine(plugin_record("fc_1_2", [96, 32], [4, 3], [4, 3])))
-    assert told.products[0].precision == "NVFP4 96 + MXFP8 32"
+    assert told.layers[0].precision == "NVFP4 96 + MXFP8 32"
     assert told.counts == {"plugin": 1}
     assert lost([PLUGIN], told) == unverified([PLUGIN], told) == ()
 
@@ -102,6 +109,13 @@ def test_a_plugin_layer_that_does_not_tell_its_formats_is_still_the_plugin():
 def test_a_plugin_layer_that_became_a_product_is_lost():
     (missing,) = lost([PLUGIN], found(product("fc", "FP32")))
     assert missing.realized == "FP32"
+
+
+def test_a_plugin_layer_that_the_engine_lacks_is_lost():
+    (missing,) = lost([PLUGIN], found(product("other", "FP16")))
+    assert missing.realized == "no layer of the plugin"
+    renamed = found(product("fc_renamed", "plugin", kind="plugin"))
+    assert lost([PLUGIN], renamed) == () and unverified([PLUGIN], renamed) == ("fc",)
 
 
 def test_one_profile_without_the_precision_is_enough():

@@ -196,20 +196,20 @@ def test_a_product_inside_a_generated_kernel_is_not_judged():
     found = realized(build_stock(model), "", expected)
     assert [entry.node for entry in expected] == ["linear"]
     assert lost(expected, found) == () and unverified(expected, found) == ("linear",)
-    assert [product.kind for product in found.products] == ["generated"]
+    assert [product.kind for product in found.layers] == ["generated"]
 
 
 def test_names_with_quotes_and_brackets_are_read_as_they_are():
     model = linear_model("fp16")
     model.graph.node[0].name = 'li"n]e} a{r\\x é'
-    (product,) = realized(build_stock(model)).products
+    (product,) = realized(build_stock(model)).layers
     assert product.nodes[0] == 'li"n]e} a{r\\x é' and product.precision == "FP16"
 
 
 def test_a_cut_engine_says_less_and_nothing_else(small, tmp_path):
     written = baseline(small, "fp8", tmp_path)
     plan = build_stock(written.path)
-    whole = set(realized(plan).products)
+    whole = set(realized(plan).layers)
     for part in np.linspace(0, len(plan), 40).astype(int):
-        read = realized(plan[:part]).products
+        read = realized(plan[:part]).layers
         assert {p for p in read if p.precision != "unknown"} <= whole

@@ -41,7 +41,7 @@ class Expected(msgspec.Struct, frozen=True):
 
     Attributes:
         node: the ONNX node.
-        precision: as `Product.precision` has it.
+        precision: as `LayerPrecision.precision` has it.
         plugin: whether it is a plugin's layer; the precision is then that of its segments.
     """
 

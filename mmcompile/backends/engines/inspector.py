@@ -22,7 +22,12 @@ from typing import Any
 
 import msgspec
 
-from mmcompile.backends.engines.products import UNKNOWN, Kind, Product, product_precision
+from mmcompile.backends.engines.layer_precision import (
+    UNKNOWN,
+    Kind,
+    LayerPrecision,
+    product_precision,
+)
 from mmcompile.ops import OP_TYPE
 
 _METADATA = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]")
@@ -94,7 +99,7 @@ def layer_types(layer: Mapping[str, Any]) -> str:
     return " → ".join(sides) if all(sides) else "".join(sides)
 
 
-def read_inspection(inspection: str | bytes, nodes: Collection[str]) -> tuple[Product, ...]:
+def read_inspection(inspection: str | bytes, nodes: Collection[str]) -> tuple[LayerPrecision, ...]:
     """The products among the layers of an engine.
 
     Args:
@@ -105,7 +110,7 @@ def read_inspection(inspection: str | bytes, nodes: Collection[str]) -> tuple[Pr
     return tuple(dict.fromkeys(product for product in found if product is not None))
 
 
-def _product(layer: Mapping[str, Any], nodes: Collection[str]) -> Product | None:
+def _product(layer: Mapping[str, Any], nodes: Collection[str]) -> LayerPrecision | None:
     """The product that a layer is; None where it is none."""
     name, kernel = str(layer.get("Name", "")), str(layer.get("TacticName", ""))
     kind = _kind(layer, kernel)
@@ -114,19 +119,19 @@ def _product(layer: Mapping[str, Any], nodes: Collection[str]) -> Product | None
     x, output = (next(_types(layer, side), UNKNOWN) for side in ("Inputs", "Outputs"))
     own = layer_nodes(name, layer, nodes) or (name,)
     if kind == "plugin":
-        return Product(name, own, kind, x=x, output=output, precision="plugin")
+        return LayerPrecision(name, own, kind, x=x, output=output, precision="plugin")
     if kind == "attention":
         read = set(_types(layer, "Inputs"))
         one = read.pop() if len(read) == 1 else UNKNOWN
-        return Product(name, own, kind, one, one, output, precision=one)
+        return LayerPrecision(name, own, kind, one, one, output, precision=one)
     told = _kernel(kernel)
     if told is None:
-        return Product(name, own, kind, x=x, output=output)
+        return LayerPrecision(name, own, kind, x=x, output=output)
     a, b, sums, scales = told
     if x not in (UNKNOWN, a):
         a, scales = UNKNOWN, UNKNOWN  # the kernel's name is read wrongly, or the layer is not it
     precision = product_precision(a, b, scales)
-    return Product(name, own, kind, a, b, output, accumulation=sums, precision=precision)
+    return LayerPrecision(name, own, kind, a, b, output, accumulation=sums, precision=precision)
 
 
 def _kind(layer: Mapping[str, Any], kernel: str) -> Kind | None:

@@ -26,7 +26,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from mmcompile.backends.engines.products import UNKNOWN, Kind, Product, product_precision
+from mmcompile.backends.engines.layer_precision import (
+    UNKNOWN,
+    Kind,
+    LayerPrecision,
+    product_precision,
+)
 
 EngineBytes = bytes | bytearray | memoryview | mmap.mmap
 MAX_TEXT = 1 << 28
@@ -78,7 +83,7 @@ class PlanText:
 
     Attributes:
         programs: number of programs read; 0 where there is no such text.
-        products: the products.
+        layers: the products.
         plugins: the plugin layers: the id that the engine knows each by, and its product.
         generated: generated kernels by the ONNX nodes that they name; the product of a node may
             be in one where no other product names the node.
@@ -86,9 +91,9 @@ class PlanText:
     """
 
     programs: int
-    products: tuple[Product, ...]
-    plugins: Mapping[str, Product]
-    generated: Mapping[str, Product]
+    layers: tuple[LayerPrecision, ...]
+    plugins: Mapping[str, LayerPrecision]
+    generated: Mapping[str, LayerPrecision]
     complete: bool
 
 
@@ -98,9 +103,9 @@ def read_plan_text(engine: EngineBytes) -> PlanText:
     Args:
         engine: contiguous bytes; a mapped file is read once, from begin to end.
     """
-    products: dict[Product, None] = {}
-    plugins: dict[str, Product] = {}
-    generated: dict[str, Product] = {}
+    layers: dict[LayerPrecision, None] = {}
+    plugins: dict[str, LayerPrecision] = {}
+    generated: dict[str, LayerPrecision] = {}
     calls: dict[str, tuple[_Program, _Operation]] = {}
     count, length = 0, 0
     for text in _texts(engine):
@@ -112,16 +117,16 @@ def read_plan_text(engine: EngineBytes) -> PlanText:
                 plugins.setdefault(operation.values.get("tactic_id", product.name), product)
             elif operation.kind in _PRODUCTS:
                 caller = next((calls[n] for n in operation.nodes if n in calls), None)
-                products.setdefault(_product(program, operation, caller))
+                layers.setdefault(_product(program, operation, caller))
             elif operation.kind == "runtime_fusion":
                 calls.update(dict.fromkeys(operation.nodes, (program, operation)))
             elif "mha" in operation.name or "gemm" in operation.name:
-                products.setdefault(_attention(program, operation))
+                layers.setdefault(_attention(program, operation))
             elif operation.kind == "function":
                 kernel = _kernel(program, operation, "generated")
                 generated.update(dict.fromkeys(operation.nodes, kernel))
     complete = count < MAX_PROGRAMS and length < MAX_TEXT
-    return PlanText(count, tuple(products), plugins, generated, complete)
+    return PlanText(count, tuple(layers), plugins, generated, complete)
 
 
 def _texts(engine: EngineBytes) -> Iterator[bytes]:
@@ -228,14 +233,14 @@ def _parse(text: str) -> _Program:
 
 def _product(
     program: _Program, operation: _Operation, caller: tuple[_Program, _Operation] | None
-) -> Product:
+) -> LayerPrecision:
     """A MatMul, Gemm or convolution."""
     x, weight, *others = [*operation.inputs, "", ""]
     types = (program.type_of(x), program.type_of(weight))
     extra = [program.type_of(name) for name in others if name]
     narrow = dict.fromkeys(name for name in extra if name not in _FLOATS)
     scales = "" if not narrow else next(iter(narrow)) if len(narrow) == 1 else UNKNOWN
-    return Product(
+    return LayerPrecision(
         name=operation.name,
         nodes=operation.nodes,
         kind=_PRODUCTS[operation.kind],
@@ -277,8 +282,8 @@ def _narrow_source(
     return ""
 
 
-def _plugin(program: _Program, operation: _Operation) -> Product:
-    return Product(
+def _plugin(program: _Program, operation: _Operation) -> LayerPrecision:
+    return LayerPrecision(
         name=operation.name,
         nodes=operation.nodes,
         kind="plugin",
@@ -288,19 +293,21 @@ def _plugin(program: _Program, operation: _Operation) -> Product:
     )
 
 
-def _attention(program: _Program, operation: _Operation) -> Product:
+def _attention(program: _Program, operation: _Operation) -> LayerPrecision:
     """Two products and a softmax in one kernel; of one type where all that it reads is."""
     kernel = _kernel(program, operation, "attention")
     operands = {kind for kind in map(program.type_of, operation.inputs) if kind in TYPES.values()}
     if len(operands) != 1:
         return kernel
     (one,) = operands
-    return Product(kernel.name, kernel.nodes, "attention", one, one, kernel.output, precision=one)
+    return LayerPrecision(
+        kernel.name, kernel.nodes, "attention", one, one, kernel.output, precision=one
+    )
 
 
-def _kernel(program: _Program, operation: _Operation, kind: Kind) -> Product:
+def _kernel(program: _Program, operation: _Operation, kind: Kind) -> LayerPrecision:
     output = _output(program, operation)
-    return Product(operation.name, operation.nodes, kind, output=output)
+    return LayerPrecision(operation.name, operation.nodes, kind, output=output)
 
 
 def _output(program: _Program, operation: _Operation) -> str:

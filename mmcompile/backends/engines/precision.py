@@ -1,4 +1,4 @@
-"""States what precision an engine runs, product by product, and finds what was lost.
+"""States what precision an engine runs, layer by layer, and finds what was lost.
 
 TensorRT takes an FP8 or NVFP4 graph and may build wide products of it, without a word and with exit
 code 0. So every engine is read again after it was built:
@@ -18,15 +18,15 @@ import msgspec
 
 from mmcompile.backends.engines.expectations import Expected
 from mmcompile.backends.engines.inspector import parse_layers, read_inspection
+from mmcompile.backends.engines.layer_precision import PLUGIN, UNKNOWN, LayerPrecision, Realized
 from mmcompile.backends.engines.plan_text import EngineBytes, PlanText, read_plan_text
 from mmcompile.backends.engines.plugin_fields import read_segments
-from mmcompile.backends.engines.products import PLUGIN, UNKNOWN, Product, Realized
 from mmcompile.errors import VerificationError
 
 INSPECTOR, TEXT, NOTHING = "engine inspector", "plan text", "nothing"
 TEXT_NOTE = (
-    "read from text that TensorRT-RTX writes into its engines; NVIDIA does not document it, and "
-    "the kernels are chosen only when the engine is loaded"
+    "TensorRT-RTX writes it into its engines, and NVIDIA does not document it; the kernels "
+    "themselves are chosen when the engine is loaded"
 )
 INSPECTOR_NOTE = "told by TensorRT's engine inspector"
 CUT_NOTE = "the engine holds more text than is read"
@@ -64,36 +64,37 @@ def realized(
     nodes = dict.fromkeys(entry.node for entry in expected)
     told = read_inspection(inspection, nodes) if inspection else ()
     text = read_plan_text(engine)
-    written = (*text.products, *_plugins(engine, text))
-    products = _joined(told, written)
-    known = {node for product in products for node in product.nodes}
-    products += [
-        text.generated.get(node, Product(node, (node,), "generated"))
+    written = (*text.layers, *_plugins(engine, text))
+    layers = _joined(told, written)
+    known = {node for layer in layers for node in layer.nodes}
+    layers += [
+        text.generated.get(node, LayerPrecision(node, (node,), "generated"))
         for node in nodes
         if node not in known
     ]
     sources = [INSPECTOR] if parse_layers(inspection) else []
     notes = [INSPECTOR_NOTE] if sources else []
-    if text.programs and set(products) - set(told):
+    by_text = {*written, *text.generated.values()} - set(told)
+    if not by_text.isdisjoint(layers):
         sources.append(TEXT)
         notes.append(TEXT_NOTE if text.complete else f"{TEXT_NOTE}; {CUT_NOTE}")
     source = " and ".join(sources) or NOTHING
-    return Realized(source, "; ".join(notes) or NOTHING_NOTE, tuple(dict.fromkeys(products)))
+    return Realized(source, "; ".join(notes) or NOTHING_NOTE, tuple(dict.fromkeys(layers)))
 
 
-def lost(expected: Iterable[Expected], found: Realized) -> tuple[Lost, ...]:
+def lost(expected: Sequence[Expected], found: Realized) -> tuple[Lost, ...]:
     """The products that have another precision than they have to have.
 
     One of several optimization profiles is enough. What cannot be told is not lost; see
     `unverified`.
     """
-    index = _Index(found)
+    index = _Index(expected, found)
     return tuple(entry for entry in map(index.loss, expected) if entry is not None)
 
 
-def unverified(expected: Iterable[Expected], found: Realized) -> tuple[str, ...]:
+def unverified(expected: Sequence[Expected], found: Realized) -> tuple[str, ...]:
     """The nodes of which cannot be told whether they have the precision they have to have."""
-    index = _Index(found)
+    index = _Index(expected, found)
     return tuple(entry.node for entry in expected if index.is_open(entry))
 
 
@@ -139,56 +140,67 @@ def lost_text(missing: Sequence[Lost]) -> str:
 
 
 class _Index:
-    """Products by ONNX node."""
+    """An engine's layers by ONNX node."""
 
-    def __init__(self, found: Realized) -> None:
-        self._by_node: dict[str, list[Product]] = {}
-        for product in found.products:
-            for node in product.nodes:
-                self._by_node.setdefault(node, []).append(product)
+    def __init__(self, expected: Sequence[Expected], found: Realized) -> None:
+        self._by_node: dict[str, list[LayerPrecision]] = {}
+        for layer in found.layers:
+            for node in layer.nodes:
+                self._by_node.setdefault(node, []).append(layer)
+        held = {node for layer in found.layers if layer.kind == "plugin" for node in layer.nodes}
+        asked = {entry.node for entry in expected if entry.plugin}
+        # An engine may name a plugin's layer otherwise, so only their number proves anything.
+        self._lacks_plugins = found.source != NOTHING and len(held) < len(asked)
 
     def is_open(self, entry: Expected) -> bool:
         """Whether nothing is known against it, but not all is known for it either."""
-        products = self._by_node.get(entry.node, [])
+        layers = self._by_node.get(entry.node, [])
         if self.loss(entry) is not None:
             return False
-        return not products or not all(_is_kept(entry, product) for product in products)
+        return not layers or not all(_is_kept(entry, layer) for layer in layers)
 
     def loss(self, entry: Expected) -> Lost | None:
-        """The first product of the node that is known to be another than expected."""
-        for product in self._by_node.get(entry.node, []):
-            if product.precision != UNKNOWN and not _is_kept(entry, product):
-                return Lost(entry.node, entry.precision or PLUGIN, product.description)
+        """The first layer of the node that is known to be another than expected."""
+        expected = entry.precision or PLUGIN
+        layers = self._by_node.get(entry.node, [])
+        for layer in layers:
+            if layer.precision != UNKNOWN and not _is_kept(entry, layer):
+                return Lost(entry.node, expected, layer.description)
+        if entry.plugin and self._lacks_plugins and all(x.kind != "plugin" for x in layers):
+            return Lost(entry.node, expected, "no layer of the plugin")
         return None
 
 
-def _is_kept(entry: Expected, product: Product) -> bool:
+def _is_kept(entry: Expected, layer: LayerPrecision) -> bool:
     if entry.plugin:
-        told = product.precision if product.precision != PLUGIN else entry.precision
-        return product.kind == "plugin" and told == entry.precision
-    return product.precision == entry.precision
+        told = layer.precision if layer.precision != PLUGIN else entry.precision
+        return layer.kind == "plugin" and told == entry.precision
+    return layer.precision == entry.precision
 
 
-def _joined(told: Sequence[Product], written: Sequence[Product]) -> list[Product]:
-    """The inspector's products, those that it does not know by the engine's text instead."""
-    by_node: dict[str, list[Product]] = {}
-    for product in written:
-        for node in product.nodes[:1]:
-            by_node.setdefault(node, []).append(product)
-    if not told:
-        return list(dict.fromkeys(written))
-    joined: dict[Product, None] = {}
-    for product in told:
-        is_open = product.precision in (UNKNOWN, PLUGIN)
-        instead = [p for n in product.nodes for p in by_node.get(n, ())] if is_open else []
-        joined.update(dict.fromkeys(instead or [product]))
+def _joined(
+    told: Sequence[LayerPrecision], written: Sequence[LayerPrecision]
+) -> list[LayerPrecision]:
+    """The inspector's layers, and those of the engine's text that it does not know."""
+    by_node: dict[str, list[LayerPrecision]] = {}
+    for layer in written:
+        for node in layer.nodes[:1]:
+            by_node.setdefault(node, []).append(layer)
+    joined: dict[LayerPrecision, None] = {}
+    known: set[str] = set()
+    for layer in told:
+        is_open = layer.precision in (UNKNOWN, PLUGIN)
+        instead = [found for n in layer.nodes for found in by_node.get(n, ())] if is_open else []
+        joined.update(dict.fromkeys(instead or [layer]))
+        known.update(layer.nodes)
+    joined.update(dict.fromkeys(x for x in written if known.isdisjoint(x.nodes)))
     return list(joined)
 
 
-def _plugins(engine: EngineBytes, text: PlanText) -> list[Product]:
+def _plugins(engine: EngineBytes, text: PlanText) -> list[LayerPrecision]:
     """The plugin layers, with the formats of their segments where the engine tells them."""
     segments = read_segments(engine, text.plugins.keys())
     return [
-        msgspec.structs.replace(product, precision=segments.get(key, product.precision))
-        for key, product in text.plugins.items()
+        msgspec.structs.replace(layer, precision=segments.get(key, layer.precision))
+        for key, layer in text.plugins.items()
     ]

@@ -16,8 +16,8 @@ _BLOCK_SCALED = {("FP4", "FP8"): "NVFP4", ("FP4", "E8M0"): "MXFP4", ("FP8", "E8M
 """Type of the elements and of the block scales, and what the pair is called."""
 
 
-class Product(msgspec.Struct, frozen=True):
-    """A product of an engine: a MatMul, a Gemm, a convolution, or a plugin's node.
+class LayerPrecision(msgspec.Struct, frozen=True):
+    """The precision of a product: of a MatMul, a Gemm, a convolution, or a plugin's node.
 
     Attributes:
         name: the engine's name of it.
@@ -58,25 +58,25 @@ class Product(msgspec.Struct, frozen=True):
 
 
 class Realized(msgspec.Struct, frozen=True):
-    """The precision of every product of an engine, as far as it can be told.
+    """The precision of every layer of an engine that multiplies, as far as it can be told.
 
     Attributes:
         source: where it was read: `engine inspector`, `plan text` (undocumented), both, or
             `nothing`.
         note: what a reader has to know of the source.
-        products: each once, in the engine's order; what several optimization profiles compute
+        layers: each once, in the engine's order; what several optimization profiles compute
             alike is one.
     """
 
     source: str
     note: str
-    products: tuple[Product, ...]
+    layers: tuple[LayerPrecision, ...]
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of products by description, the most frequent first; plugin layers together."""
+        """Number of layers by description, the most frequent first; plugin layers together."""
         found = Counter(
-            PLUGIN if product.kind == "plugin" else product.description for product in self.products
+            PLUGIN if product.kind == "plugin" else product.description for product in self.layers
         )
         return dict(found.most_common())
 

@@ -1,0 +1,96 @@
+"""Looks at an engine's file without loading it: what precision it runs, and what its model asks."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import msgspec
+import onnx
+
+from mmcompile.backends.engines.expectations import Expected, expected_by_graph
+from mmcompile.backends.engines.layer_precision import Realized
+from mmcompile.backends.engines.meta import META_FILE, EngineMeta, describe_file, read_meta
+from mmcompile.backends.engines.precision import Lost, lost, realized, unverified
+from mmcompile.errors import MMCompileError, UsageError
+from mmcompile.output import MODEL_FILE
+
+_HEAD = 64
+
+
+class EngineReport(msgspec.Struct, frozen=True):
+    """What is known of an engine.
+
+    Attributes:
+        engine: its file, or the file with the inspector's JSON.
+        bytes: size of the file.
+        realized: the precision of its layers.
+        counts: number of layers by precision.
+        compared_with: the model that it was built of; empty where that is not beside it.
+        lost: layers that have not the precision that the model asks for.
+        unverified: layers of which that cannot be told.
+    """
+
+    engine: str
+    bytes: int
+    realized: Realized
+    counts: dict[str, int]
+    compared_with: str
+    lost: tuple[Lost, ...]
+    unverified: tuple[str, ...]
+
+
+def is_engine(path: Path) -> bool:
+    """Whether a file is an engine, or the engine inspector's JSON, by its content.
+
+    Engines begin with `ftrt` or `vtrt`; a serialized ONNX model never begins so.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return False
+    return head[1:4] == b"trt" or head.lstrip().startswith(b"{")
+
+
+def engine_report(path: Path) -> EngineReport:
+    """Reads an engine, or the JSON of its inspector, as `trtexec --exportLayerInfo` writes it.
+
+    Where the model that the engine was built of lies beside it, both are compared.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    expected, model = _expected_beside(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            if file.read(_HEAD).lstrip().startswith(b"{"):
+                found = realized(b"", path.read_bytes(), expected)
+            else:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                    found = realized(mapped, "", expected)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError("engine-unreadable", path, reason, "name an engine's file") from None
+    return EngineReport(
+        engine=str(path),
+        bytes=size,
+        realized=found,
+        counts=found.counts,
+        compared_with=model,
+        lost=lost(expected, found),
+        unverified=unverified(expected, found),
+    )
+
+
+def _expected_beside(path: Path) -> tuple[tuple[Expected, ...], str]:
+    """What the engine's model asks for, and its file; nothing where it is not surely that one."""
+    model = path.with_name(MODEL_FILE)
+    try:
+        meta = read_meta(path.with_name(META_FILE), EngineMeta)
+        if meta.engine.name != path.name or describe_file(model).sha256 != meta.model_sha256:
+            return (), ""
+        return expected_by_graph(onnx.load(model, load_external_data=False)), str(model)
+    except (MMCompileError, OSError, ValueError):
+        return (), ""
