@@ -76,9 +76,9 @@ def precision_lines(missing: Sequence[Lost], unverified: Sequence[str]) -> list[
 
 
 def counts_text(counts: dict[str, int]) -> str:
-    """Layers by precision in a line, e.g. `36 FP8, 6 FP16`."""
+    """Layers by precision in a line, e.g. `36 FP8; 6 FP16`."""
     named = {PLUGIN: "MicroMix", UNKNOWN: "unknown"}
-    return ", ".join(f"{count} {named.get(name, name)}" for name, count in counts.items())
+    return "; ".join(f"{count} {named.get(name, name)}" for name, count in counts.items())
 
 
 def _alike(layers: Sequence[LayerPrecision]) -> list[list[LayerPrecision]]:

@@ -54,6 +54,7 @@ def only(*layers):
         ),
         ("cutlass3x_sm90_tensorop_s64x128x32gemm_e4m3_e4m3_f32_f16_f16_128", "FP8", "FP8", "FP32"),
         ("cutlass3x_sm90_tensorop_s64x128x32gemm_e4m3_f16_f32_f16_f16_1", "", "FP8 × FP16", "FP32"),
+        ("cutlass3x_gemm_block_scaled_ue4m3xe2m1_ue8m0xe2m1_f32_f16_f16_", "", "unknown", "FP32"),
         ("sm90_xmma_gemm_e4m3bf16_e4m3f32_f32_tn_n_x", "Half", "unknown", "FP32"),
         ("ampere_h16816gemm_256x128_ldg8_nn_v1", "Half", "unknown", "unknown"),
         ("__myelin_CASK_STUB", "Half", "unknown", "unknown"),

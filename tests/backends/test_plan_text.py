@@ -18,6 +18,7 @@ from tests.backends.plan_samples import (
     product,
     program,
     tensor,
+    text_record,
 )
 
 
@@ -237,11 +238,14 @@ def test_the_formats_of_plugin_layers():
 def test_formats_that_are_not_understood_are_not_told():
     assert segments_text([32], [3], [99]) == ""
     assert segments_text([32, 32], [3], [3]) == ""
+    assert segments_text([32, 0], [3, 3], [3, 3]) == ""
     record = plugin_record("fc", [96, 32], [4, 3], [4, 3])
     assert read_segments(record.replace(b"INT32", b"INT64"), ["fc"]) == {}
     assert read_segments(record[: record.index(b"segment_weight") + 60], ["fc"]) == {}
     twice = record + plugin_record("fc", [128], [3], [3])
     assert read_segments(twice, ["fc"]) == {}
+    two_names = text_record(b"other") + record
+    assert read_segments(two_names, ["fc"]) != {} == read_segments(two_names, ["fc", "other"])
 
 
 def test_no_more_records_than_the_bound(monkeypatch):
