@@ -1,32 +1,32 @@
-"""What `mmcompile bench` does with engines: writes stock baselines, builds all with TensorRT."""
+"""What `mmcompile bench` does with engines: writes stock baselines, builds all by one back end."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from mmcompile import __version__
-from mmcompile.backends.engines import api as trt
-from mmcompile.backends.engines.interface import TensorSpec
-from mmcompile.backends.engines.messages import explain_build, explain_parser
-from mmcompile.backends.engines.options import BuildOptions
+from mmcompile.backends.baselines import Baseline, baselines
+from mmcompile.backends.engines.meta import BuildChoices
+from mmcompile.backends.engines.options import AUTO, BuildOptions
 from mmcompile.backends.engines.plugin import find_plugin
 from mmcompile.backends.engines.shapes import Profile, Span
-from mmcompile.bench.engines import Bench, Tensor, Variant, bench_engines
+from mmcompile.backends.protocol import Job, Timeable, TimedEngine
+from mmcompile.backends.registry import NOTHING, Wanted, choose
+from mmcompile.bench.engines import Bench, Variant, bench_engines
 from mmcompile.bench.kernel_bench import WITHOUT_GPU, check_gpu
 from mmcompile.bench.points import Point, Shapes, input_shapes
 from mmcompile.bench.results import EngineBench
 from mmcompile.cuda.machine import GpuMachine
 from mmcompile.effort import Weights
 from mmcompile.errors import EnvironmentProblem, MMCompileError, UsageError
-from mmcompile.model.passes.baselines import write_baseline
+from mmcompile.model.passes.baselines import KINDS
 from mmcompile.model.passes.find_linears import Selection
-from mmcompile.ops import DOMAIN, OP_TYPE, PLUGIN_VERSION
+from mmcompile.ops import OP_TYPE
 from mmcompile.pipeline.calibrate import calibrated, open_inputs
 from mmcompile.pipeline.compile import compile_model
 from mmcompile.pipeline.options import CompileOptions, DataOptions, VerifyOptions
@@ -34,75 +34,95 @@ from mmcompile.pipeline.prepare import Prepared, input_specs, prepare
 from mmcompile.policy.options import Policy, watched_tensor
 from mmcompile.progress import Progress
 
-WITHOUT_DATA = ("fp16", "mxfp8")
-"""Baselines that need no statistics."""
-WITH_DATA = ("fp16", "fp8", "mxfp8", "nvfp4")
 MICROMIX = "MicroMix"
-NAMES = {"fp16": "FP16", "fp8": "FP8", "mxfp8": "MXFP8", "nvfp4": "NVFP4"}
 
 
-def engine_bench(
-    model: Path,
-    named: Sequence[tuple[str, Path]],
-    points: Sequence[Point],
-    data: DataOptions,
-    selection: Selection,
-    gpu: str | None,
-    plan: Path | None,
-    progress: Progress,
-) -> EngineBench:
+@dataclass(frozen=True)
+class EngineBenchOptions:
+    """What to build and time.
+
+    Attributes:
+        points: sizes.
+        named: further variants: name and ONNX file, such as a compiled model.
+        data: calibration data; without any, FP8, NVFP4 and MicroMix are left out.
+        selection: which linears the baselines quantize.
+        plan: the plan that MicroMix follows; None makes one from the data.
+        gpu: refuse to measure on another; None takes what is there.
+        backend: name of the back end that builds all.
+    """
+
+    points: Sequence[Point]
+    named: Sequence[tuple[str, Path]] = ()
+    data: DataOptions = field(default_factory=DataOptions)
+    selection: Selection = field(default_factory=Selection)
+    plan: Path | None = None
+    gpu: str | None = None
+    backend: str = AUTO
+
+
+def engine_bench(model: Path, options: EngineBenchOptions, progress: Progress) -> EngineBench:
     """Builds and times stock baselines of a model, MicroMix, and the models that are named.
 
     MicroMix is compiled from the FP16 baseline, so that all variants but the linears are alike.
 
     Args:
         model: the original.
-        named: further variants: name and ONNX file, such as a compiled model.
-        points: sizes.
-        data: calibration data; without any, FP8, NVFP4 and MicroMix are left out.
-        selection: which linears the baselines quantize.
-        gpu: refuse to measure on another; None takes what is there.
-        plan: the plan that MicroMix follows; None makes one from the data.
+        options: what to build and time.
         progress: told how far it is.
 
     Raises:
-        EnvironmentProblem: TensorRT or the GPU is missing; the remedy names `--modelled`.
+        EnvironmentProblem: no back end can build here, or there is no GPU; the remedy names
+            `--modelled`.
+        UsageError: the back end's engines cannot be timed.
         MMCompileError: the model or the data cannot be used.
     """
-    tensorrt, machine = _machine(gpu)
-    prepared = prepare(model, selection)
+    builder, machine = _open(options)
+    prepared = prepare(model, options.selection)
     inputs = [(spec.name, spec.shape) for spec in input_specs(prepared.source.proto)]
-    shapes = {point: input_shapes(inputs, point) for point in points}
-    builder = _Builder(tensorrt, machine, profile_of(inputs, list(shapes.values())))
-    with tempfile.TemporaryDirectory(prefix="mmcompile-bench-") as folder:
-        variants = [*_baselines(prepared, data, Path(folder), builder, progress)]
-        if (data.calibration or plan) is not None and MICROMIX not in dict(named):
-            variants.append(_micromix(Path(folder), data, plan, selection, builder))
-        variants += [Variant(name, path) for name, path in named]
+    shapes = {point: input_shapes(inputs, point) for point in options.points}
+    with tempfile.TemporaryDirectory(prefix="mmcompile-bench-") as name:
+        folder = Path(name)
+        profile = profile_of(inputs, list(shapes.values()))
+        work = _Builder(builder, machine, (profile,) if profile else (), folder)
+        variants = [*_baselines(prepared, options.data, work, progress)]
+        has_plan = (options.data.calibration or options.plan) is not None
+        if has_plan and MICROMIX not in dict(options.named):
+            variants.append(_micromix(work, options))
+        variants += [Variant(title, path) for title, path in options.named]
         bench = Bench(
             model=str(model),
-            points=points,
+            points=options.points,
             shapes=shapes.__getitem__,
             nodes=[node.name for node in prepared.source.proto.graph.node],
             linears=[site.node for group in prepared.groups for site in group.sites],
-            versions={"mmcompile": __version__, "TensorRT": tensorrt.version},
+            versions={"mmcompile": __version__, builder.title: builder.version()},
         )
         return bench_engines(
-            bench, variants, builder.build, builder.open, machine, machine.facts, progress
+            bench, variants, work.build, work.open, machine, machine.facts, progress
         )
 
 
-def _machine(gpu: str | None) -> tuple[trt.TensorRT, GpuMachine]:
+def _open(options: EngineBenchOptions) -> tuple[Timeable, GpuMachine]:
+    """The back end and the GPU.
+
+    Raises:
+        EnvironmentProblem: one of them is missing.
+        UsageError: it is another GPU than asked for, or the engines cannot be timed.
+    """
     try:
-        tensorrt = trt.load()
         machine = GpuMachine()
+        target = f"sm_{machine.facts.architecture}"
+        backend = choose(Wanted(options.backend, target)).demand()
     except EnvironmentProblem as problem:
         raise EnvironmentProblem(
             problem.code, problem.where, problem.reason, f"{problem.remedy}; or {WITHOUT_GPU}"
         ) from None
-    if gpu is not None:
-        check_gpu(gpu, machine.facts)
-    return tensorrt, machine
+    if not isinstance(backend, Timeable):
+        reason = f"engines by {backend.title} cannot be timed"
+        raise UsageError("not-timeable", "--backend", reason, "choose another back end")
+    if options.gpu is not None:
+        check_gpu(options.gpu, machine.facts)
+    return backend, machine
 
 
 def profile_of(
@@ -121,40 +141,41 @@ def profile_of(
 
 
 def _baselines(
-    prepared: Prepared, data: DataOptions, folder: Path, builder: _Builder, progress: Progress
+    prepared: Prepared, data: DataOptions, work: _Builder, progress: Progress
 ) -> Iterator[Variant]:
     """The stock variants; why one cannot be written is told when it is built, beside the others."""
-    amax = _amax(prepared, data, progress) if data.calibration is not None else {}
-    kinds = WITHOUT_DATA if data.calibration is None else WITH_DATA
-    for kind in kinds:
-        target = folder / kind
-        target.mkdir()
+    has_data = data.calibration is not None
+    amax = _amax(prepared, data, progress) if has_data else {}
+    for baseline in baselines(work.builder, data=has_data):
+        folder = work.folder / baseline.name
+        folder.mkdir()
+        work.baselines[baseline.title] = baseline
         try:
-            write_baseline(kind, prepared.source, prepared.groups, amax, target)
+            baseline.write(prepared.source, prepared.groups, amax, folder)
         except MMCompileError as error:
-            builder.unwritten[NAMES[kind]] = error
-        yield Variant(NAMES[kind], target / "model.onnx")
+            work.unwritten[baseline.title] = error
+        yield Variant(baseline.title, folder / "model.onnx")
 
 
-def _micromix(
-    folder: Path, data: DataOptions, plan: Path | None, selection: Selection, builder: _Builder
-) -> Variant:
+def _micromix(work: _Builder, options: EngineBenchOptions) -> Variant:
     """The compiled FP16 baseline; how its weights are rounded makes no difference to its speed."""
-    target = folder / MICROMIX
-    options = CompileOptions(
+    target = work.folder / MICROMIX
+    fp16 = next(kind.name for kind in KINDS.values() if not kind.is_quantized)
+    base = work.folder / fp16 / "model.onnx"
+    compiling = CompileOptions(
         output=target,
-        data=data,
-        plan=plan,
+        data=options.data,
+        plan=options.plan,
         weights=Weights.NEAREST,
-        selection=selection,
+        selection=options.selection,
         verify=VerifyOptions(enabled=False),
-        build=BuildOptions(engine=False),
+        build=BuildOptions(backend=NOTHING),
         html=False,
     )
     try:
-        compile_model(folder / "fp16" / "model.onnx", options)
+        compile_model(base, compiling)
     except MMCompileError as error:
-        builder.unwritten[MICROMIX] = error
+        work.unwritten[MICROMIX] = error
     return Variant(MICROMIX, target / "model.onnx")
 
 
@@ -170,12 +191,25 @@ def _amax(prepared: Prepared, data: DataOptions, progress: Progress) -> Mapping[
 
 @dataclass(frozen=True)
 class _Builder:
-    """Builds and opens engines by TensorRT."""
+    """Builds and opens engines by a back end.
 
-    tensorrt: trt.TensorRT
+    Attributes:
+        builder: the back end.
+        machine: the GPU.
+        profiles: what engines are built for.
+        folder: for everything that is written.
+        baselines: the stock variants' own back ends, by title.
+        unwritten: why a variant has no model, by title.
+        libraries: the plugin libraries of those that need one, by title.
+    """
+
+    builder: Timeable
     machine: GpuMachine
-    profile: Profile
+    profiles: tuple[Profile, ...]
+    folder: Path
+    baselines: dict[str, Baseline] = field(default_factory=dict)
     unwritten: dict[str, MMCompileError] = field(default_factory=dict)
+    libraries: dict[str, Path] = field(default_factory=dict)
 
     def build(self, variant: Variant) -> bytes:
         """See `bench.engines.Build`."""
@@ -190,69 +224,26 @@ class _Builder:
             ) from None
         if any(node.op_type == OP_TYPE for node in model.graph.node):
             library = variant.plugin or find_plugin(variant.model.parent)
-            trt.load_plugin(self.tensorrt, library, (OP_TYPE, PLUGIN_VERSION, DOMAIN))
-            del model.functions[:]  # or TensorRT inlines them where it does not find the plugin
-        nodes = [node.name for node in model.graph.node]
-        network = trt.parse(self.tensorrt, model.SerializeToString(), variant.model)
-        if network.errors:
-            found = explain_parser(network.errors, nodes)
-            raise EnvironmentProblem(
-                found.code, found.node or variant.model, found.reason, found.remedy
-            )
-        before = len(self.tensorrt.messages)
-        profiles = (self.profile,) if self.profile else ()
-        plan, _ = network.build(trt.BuildSettings(profiles=profiles))
-        if plan is None:
-            found = explain_build(self.tensorrt.messages[before:], nodes)
-            raise EnvironmentProblem(
-                found.code, found.node or variant.model, found.reason, found.remedy
-            )
-        return bytes(plan)
+            self.libraries[variant.name] = library
+        backend = self._backend(variant)
+        job = Job(
+            model=backend.lower(model),
+            path=variant.model,
+            library=self.libraries.get(variant.name),
+            target=f"sm_{self.machine.facts.architecture}",
+            choices=BuildChoices(profiles=self.profiles),
+            interface=None,
+            folder=self.folder,
+        )
+        built = backend.build(job)
+        plan = built.file.read_bytes()
+        built.file.unlink()
+        return plan
 
-    def open(self, plan: bytes, variant: Variant) -> _Engine:
+    def open(self, plan: bytes, variant: Variant) -> TimedEngine:
         """See `bench.engines.Open`."""
-        del variant
-        runtime, engine = trt.deserialize(self.tensorrt, memoryview(plan), host_code=False)
-        return _Engine(self.tensorrt, self.machine, runtime, engine)
+        library = self.libraries.get(variant.name)
+        return self._backend(variant).timed(plan, library, self.machine)
 
-
-class _Engine:
-    """An engine with its context, as `bench.engines.Engine` has it."""
-
-    def __init__(
-        self, tensorrt: trt.TensorRT, machine: GpuMachine, runtime: Any, engine: Any
-    ) -> None:
-        interface = trt.engine_interface(tensorrt, engine)
-        self.inputs: Sequence[Tensor] = _tensors(interface.inputs)
-        self.outputs: Sequence[Tensor] = _tensors(interface.outputs)
-        self._tensorrt, self._machine = tensorrt, machine
-        self._runtime, self._engine = runtime, engine  # which the context needs alive
-        self._context = trt.Context(tensorrt, engine)
-
-    def set_input(self, name: str, shape: tuple[int, ...], address: int) -> bool:
-        """Gives an input's shape and device memory."""
-        return self._context.set_input(name, shape, address)
-
-    def set_output(self, name: str, address: int) -> bool:
-        """Gives an output's device memory."""
-        return self._context.set_output(name, address)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape in the coming call."""
-        return self._context.shape(name)
-
-    def enqueue(self, stream: int) -> bool:
-        """Starts a call."""
-        return self._context.enqueue(stream)
-
-    def inspection(self) -> str:
-        """The inspector's JSON."""
-        return trt.inspection(self._tensorrt, self._engine)
-
-    def profile(self, stream: int) -> Mapping[str, float]:
-        """Seconds by layer of one run."""
-        return self._context.profile(stream, self._machine.synchronize)
-
-
-def _tensors(specs: Iterable[TensorSpec]) -> tuple[Tensor, ...]:
-    return tuple(Tensor(spec.name, spec.dtype) for spec in specs)
+    def _backend(self, variant: Variant) -> Timeable:
+        return self.baselines.get(variant.name, self.builder)

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from mmcompile.backends.engines.inspector import parse_layers
+from mmcompile.backends.engines.interface import TensorSpec
+from mmcompile.backends.protocol import TimedEngine
 from mmcompile.bench.points import Point, Shapes
 from mmcompile.bench.profiles import join_profile
 from mmcompile.bench.results import METHOD, EngineBench, TimedPoint, TimedVariant
@@ -52,42 +53,9 @@ class Variant:
     plugin: Path | None = None
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output of an engine; the type by numpy's name."""
-
-    name: str
-    dtype: str
-
-
-class Engine(Protocol):
-    """A deserialized engine with an execution context, on one GPU."""
-
-    inputs: Sequence[Tensor]
-    outputs: Sequence[Tensor]
-
-    def set_input(self, name: str, shape: tuple[int, ...], address: int) -> bool:
-        """Gives an input's shape and device memory."""
-
-    def set_output(self, name: str, address: int) -> bool:
-        """Gives an output's device memory."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape in the coming call; negative where only running will tell."""
-
-    def enqueue(self, stream: int) -> bool:
-        """Starts a call."""
-
-    def inspection(self) -> str:
-        """The engine inspector's JSON; empty where there is none."""
-
-    def profile(self, stream: int) -> Mapping[str, float]:
-        """Runs once with a profiler and waits: seconds by layer, in the engine's order."""
-
-
 Build = Callable[[Variant], bytes]
 """Gives the serialized engine. Raises `MMCompileError` where there is none, with the reason."""
-Open = Callable[[bytes, Variant], Engine]
+Open = Callable[[bytes, Variant], TimedEngine]
 """Gives an engine that is ready to run; freed when nobody holds it any more."""
 
 
@@ -177,7 +145,7 @@ def _time_variant(
 
 
 def _time_point(
-    bench: Bench, engine: Engine, machine: Machine, point: Point, facts: GpuFacts | None
+    bench: Bench, engine: TimedEngine, machine: Machine, point: Point, facts: GpuFacts | None
 ) -> TimedPoint:
     head = (point.batch, point.sequence, point.phase)
     try:
@@ -201,7 +169,7 @@ def _time_point(
     )
 
 
-def _profiled(bench: Bench, engine: Engine, machine: Machine, timed: TimedPoint) -> TimedPoint:
+def _profiled(bench: Bench, engine: TimedEngine, machine: Machine, timed: TimedPoint) -> TimedPoint:
     """The point with its layers; where they cannot be had, with a note."""
     if timed.error is not None:
         return timed
@@ -226,7 +194,7 @@ class _Run:
         EnvironmentProblem: the engine does not take the shapes.
     """
 
-    def __init__(self, engine: Engine, machine: Machine, shapes: Shapes, sets: int) -> None:
+    def __init__(self, engine: TimedEngine, machine: Machine, shapes: Shapes, sets: int) -> None:
         self._engine = engine
         self._shapes = shapes
         random = np.random.default_rng(0)
@@ -279,7 +247,7 @@ class _Run:
 
 
 def make_input(
-    random: np.random.Generator, tensor: Tensor, shape: tuple[int, ...]
+    random: np.random.Generator, tensor: TensorSpec, shape: tuple[int, ...]
 ) -> npt.NDArray[np.generic]:
     """Values that a language model can take: small token ids, masks of ones, normal numbers."""
     name = tensor.name.lower()

@@ -11,6 +11,7 @@ import click
 
 from mmcompile.cli.options import (
     FILE,
+    backend_option,
     data_options,
     json_option,
     make_data,
@@ -40,6 +41,7 @@ bench_options = options(
         help="Batch × sequence, e.g. 1x512, or 8x1 for decoding; may be repeated.",
     ),
     click.option("--plan", type=FILE, metavar="FILE", help="The plan.json that MicroMix follows."),
+    backend_option,
     click.option(
         "--engine",
         "variants",
@@ -66,7 +68,7 @@ def bench_command(model: Path | None, as_json: bool, **values: Any) -> int:
 
     With --modelled: limits of every linear layer from the GPU's published figures; no measurement.
     With --kernels: the plugin's kernels on MODEL's layers, or without MODEL on Llama-3.1-8B's.
-    Else builds and times TensorRT engines: stock FP16 and MXFP8, with --calib FP8, NVFP4 and
+    Else builds and times engines: stock FP16 and MXFP8, with --calib FP8, NVFP4 and
     MicroMix, and the models that --engine names. Exit code 4 if none could be timed.
     """
     from mmcompile.bench.points import DEFAULT_POINTS, parse_point
@@ -120,12 +122,18 @@ def _kernels(model: Path | None, points: Sequence[Any], values: dict[str, Any], 
 
 
 def _engines(model: Path, points: Sequence[Any], values: dict[str, Any], quiet: bool) -> Any:
-    from mmcompile.bench.engine_bench import engine_bench
+    from mmcompile.bench.engine_bench import EngineBenchOptions, engine_bench
 
-    variants = [_variant(text) for text in values["variants"]]
-    data, selection = make_data(values), make_selection(values)
-    gpu, plan = values["gpu"], values["plan"]
-    return engine_bench(model, variants, points, data, selection, gpu, plan, _progress(quiet))
+    options = EngineBenchOptions(
+        points=points,
+        named=[_variant(text) for text in values["variants"]],
+        data=make_data(values),
+        selection=make_selection(values),
+        plan=values["plan"],
+        gpu=values["gpu"],
+        backend=values["backend"],
+    )
+    return engine_bench(model, options, _progress(quiet))
 
 
 def _variant(text: str) -> tuple[str, Path]:

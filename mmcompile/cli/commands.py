@@ -85,8 +85,7 @@ cli.command_class = SectionedCommand
 @click.option(
     "--engine/--no-engine",
     default=None,
-    help="Fail where no engine can be built, or build none; by default one is built where "
-    "TensorRT and the GPU are present.",
+    help="Fail where no engine can be built, or build none at all.",
 )
 @engine_options
 @click.option("--html/--no-html", default=True, help="Write report.html, too.")
@@ -142,19 +141,19 @@ def compile_command(
         print_outcome(result, options)
 
 
-@cli.command("build", short_help="Build the engine of an output folder, where TensorRT is.")
+@cli.command("build", short_help="Build the engine of an output folder.")
 @click.argument("folder", type=FILE)
 @engine_options
 def build_command(folder: Path, **values: Any) -> None:
-    """Build the engine of FOLDER, which mmcompile wrote, on a machine with TensorRT and the GPU.
+    """Build the engine of FOLDER, which mmcompile wrote.
 
-    Options that are given win over those of the compilation. An earlier engine stays until the
-    new one is complete.
+    TensorRT builds on the GPU that the engine is for, TensorRT-RTX without any. Options that are
+    given win over those of the compilation. An earlier engine stays until the new one is complete.
     """
     from mmcompile.pipeline.delivery import build_bundle
 
     built, files = build_bundle(folder, make_build(values))
-    click.echo(f"engine for {built.device.name}, TensorRT {built.tensorrt}")
+    click.echo(str(built))
     for file in files:
         click.echo(f"wrote {file}")
 

@@ -33,7 +33,16 @@ SECTIONS = {
         "plan",
     ),
     "Layers": ("include", "exclude", "quantize_heads"),
-    "Engine": ("engine", "shapes", "optimization_level", "workspace", "embed_plugin", "triton"),
+    "Engine": (
+        "backend",
+        "engine",
+        "shapes",
+        "optimization_level",
+        "workspace",
+        "embed_plugin",
+        "weight_streaming",
+        "triton",
+    ),
     "Analysis": ("sections", "budgets", "other_calib", "stress_data", "measured_layers"),
     "Verification": ("verify", "verify_samples", "fail_below", "layers", "nodes", "logits"),
 }

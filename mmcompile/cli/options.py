@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
+from mmcompile.backends.engines.options import AUTO
 from mmcompile.cli.help import SECTIONS
 from mmcompile.errors import UsageError
 
@@ -227,7 +229,59 @@ verify_options = options(
     comparison_options,
 )
 
+
+class BackendName(click.ParamType):  # type: ignore[type-arg]  # plain in click 8.1
+    """The name of a back end, one of the registry's, which is read when somebody asks."""
+
+    name = "backend"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name.
+
+        Raises:
+            click.BadParameter: there is no such back end.
+        """
+        from mmcompile.backends.registry import backend_names
+
+        known = backend_names()
+        if value not in known:
+            self.fail(f"'{value}' is none of {', '.join(known)}.", param, ctx)
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Names that begin so."""
+        del ctx, param
+        from mmcompile.backends.registry import backend_names
+
+        return [CompletionItem(name) for name in backend_names() if name.startswith(incomplete)]
+
+
+class BackendOption(click.Option):
+    """The option; its help lists the back ends that there are."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option and its help."""
+        from mmcompile.backends.registry import backend_names
+
+        record = super().get_help_record(ctx)
+        return record and (record[0], record[1].format(names=", ".join(backend_names())))
+
+
+backend_option = click.option(
+    "--backend",
+    cls=BackendOption,
+    type=BackendName(),
+    metavar="NAME",
+    default=AUTO,
+    show_default=True,
+    help=f"What builds the engine: {{names}}. {AUTO} takes the first that is installed and can "
+    "build for the target, if any.",
+)
+
 engine_options = options(
+    backend_option,
     click.option(
         "--shapes",
         multiple=True,
@@ -239,15 +293,20 @@ engine_options = options(
         "--optimization-level",
         type=click.IntRange(0, 5),
         metavar="N",
-        help="TensorRT's builder optimization level, 0 to 5.",
+        help="The builder's optimization level, 0 to 5.",
     ),
     click.option(
-        "--workspace", metavar="SIZE", help="Limit on TensorRT's scratch memory, e.g. 4G."
+        "--workspace", metavar="SIZE", help="Limit on the builder's scratch memory, e.g. 4G."
     ),
     click.option(
         "--embed-plugin",
         is_flag=True,
-        help="Put the plugin into the engine, version-compatible.",
+        help="Put the plugin into the engine; by TensorRT it is version-compatible then.",
+    ),
+    click.option(
+        "--weight-streaming",
+        is_flag=True,
+        help="Build an engine whose weights need not all be on the GPU.",
     ),
     click.option(
         "--triton", metavar="NAME", help="Also write a Triton model repository for this name."
@@ -384,16 +443,32 @@ def make_data(values: dict[str, Any]) -> DataOptions:
 
 
 def make_build(values: dict[str, Any]) -> BuildOptions:
-    """How the options want the engine built."""
+    """How the options want the engine built.
+
+    Raises:
+        UsageError: a size is none, or --no-engine stands beside a back end.
+    """
     from mmcompile.backends.engines.options import BuildOptions, parse_bytes
+    from mmcompile.backends.registry import NOTHING
 
     workspace = values["workspace"]
+    backend, engine = values["backend"], values.get("engine")
+    if engine is False:
+        if backend not in (AUTO, NOTHING):
+            reason = f"it contradicts --backend {backend}"
+            raise UsageError("options-contradict", "--no-engine", reason, "leave one of them out")
+        backend = NOTHING
+    elif engine and backend == NOTHING:
+        reason = f"it contradicts --backend {backend}"
+        raise UsageError("options-contradict", "--engine", reason, "leave one of them out")
     return BuildOptions(
-        engine=values.get("engine"),
+        backend=backend,
+        required=bool(engine),
         shapes=tuple(values["shapes"]),
         optimization_level=values["optimization_level"],
         workspace_bytes=None if workspace is None else parse_bytes(workspace),
         embed_plugin=values["embed_plugin"],
+        weight_streaming=values["weight_streaming"],
         triton=values["triton"],
     )
 

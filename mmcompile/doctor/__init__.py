@@ -5,14 +5,15 @@ Works where nearly everything is missing: it imports nothing that it looks for.
 
 from __future__ import annotations
 
+from mmcompile.backends.registry import BACKENDS
 from mmcompile.doctor import libraries, machine, packages
-from mmcompile.doctor.finding import Finding
+from mmcompile.finding import Finding
 
 __all__ = ["Finding", "examine"]
 
 
 def examine() -> tuple[Finding, ...]:
-    """Looks at packages, compilers, the GPU, the compiled libraries, TensorRT and the caches."""
+    """Looks at packages, compilers, the GPU, the compiled libraries, back ends and the caches."""
     gpu, facts = machine.gpu()
     return (
         *packages.examine(),
@@ -21,8 +22,7 @@ def examine() -> tuple[Finding, ...]:
         gpu,
         machine.clocks(facts),
         libraries.kernels(facts),
-        *libraries.tensorrt(),
         libraries.plugin(),
-        libraries.registration(),
+        *(finding for backend in BACKENDS.values() for finding in backend.examine()),
         machine.cache(),
     )

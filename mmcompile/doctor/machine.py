@@ -9,8 +9,8 @@ import tempfile
 from mmcompile.cache import VARIABLE, cache_folder
 from mmcompile.cuda.clocks import read_clocks
 from mmcompile.cuda.driver import Driver, DriverError, GpuFacts
-from mmcompile.doctor.finding import Finding, looked_for
 from mmcompile.errors import EnvironmentProblem
+from mmcompile.finding import Finding, looked_for
 from mmcompile.targets.gpus import identify_gpu
 
 TOOL_SECONDS = 20.0

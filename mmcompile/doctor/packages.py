@@ -9,7 +9,7 @@ import itertools
 import os
 import platform
 
-from mmcompile.doctor.finding import Finding
+from mmcompile.finding import Finding
 
 REQUIRED = {
     "click": "8.1",

@@ -79,8 +79,8 @@ def verify_engine(
     names = [spec.name for spec in loaded.interface.outputs]
     answers = [loaded(sample) for sample in progress.track(samples, "running the engine")]
     layers = layer_specs(prepared, target) if options.layers else []
-    inner = _inner_answers(engine.parent, layers, samples)
-    where = f"TensorRT {loaded.meta.tensorrt} on {loaded.meta.device.name}"
+    inner = _inner_answers(engine.parent, layers, samples, loaded.meta.backend)
+    where = f"{loaded.meta.builder} on {loaded.meta.gpu}"
     reports = []
     for source, title in ((target, "compiled"), (prepared.source, "original")):
         outputs = _agreement(source, names, samples, answers, logits, progress)
@@ -98,14 +98,14 @@ def verify_engine(
 
 
 def _inner_answers(
-    folder: Path, layers: Sequence[LayerSpec], samples: Sequence[Sample]
+    folder: Path, layers: Sequence[LayerSpec], samples: Sequence[Sample], backend: str
 ) -> list[dict[str, npt.NDArray[np.generic]]]:
     """The layers' outputs inside an engine built to give them out."""
     if not layers:
         return [{} for _ in samples]
     with tempfile.TemporaryDirectory() as scratch:
         tensors = tuple(layer.tensor for layer in layers)
-        _, file = build_with_outputs(folder, tensors, Path(scratch))
+        _, file = build_with_outputs(folder, tensors, Path(scratch), backend)
         probe = Engine(file)
         return [probe(sample) for sample in samples]
 

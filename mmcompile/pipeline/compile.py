@@ -11,7 +11,7 @@ import onnx
 
 from mmcompile.backends.engines.bundle import SCRIPT_FILE
 from mmcompile.backends.engines.interface import check_model, model_interface
-from mmcompile.backends.engines.meta import BUILD_FILE, ENGINE_FILE, META_FILE
+from mmcompile.backends.engines.meta import BUILD_FILE
 from mmcompile.backends.engines.plugin import LIBRARY
 from mmcompile.errors import VerificationError
 from mmcompile.model import ModelWriter, load_model
@@ -21,7 +21,7 @@ from mmcompile.output import DATA_FILE, MODEL_FILE, StagedOutput, disk_errors
 from mmcompile.packed import PackedLinear
 from mmcompile.pipeline.calibrate import open_inputs
 from mmcompile.pipeline.decision import Decision, decide
-from mmcompile.pipeline.delivery import choose, deliver, finish_triton
+from mmcompile.pipeline.delivery import deliver, engine_files, finish_triton, prepare_delivery
 from mmcompile.pipeline.files import FAILED, PLAN_FILE, REPORT_HTML, REPORT_JSON, check_name
 from mmcompile.pipeline.forecast import model_bytes
 from mmcompile.pipeline.options import CompileOptions, CompileResult
@@ -68,7 +68,13 @@ def compile_model(
         inputs = open_inputs(prepared, options.data)
     check_demands(prepared, inputs.held_back, options.verify)
     interface = model_interface(prepared.source.proto)
-    choices = choose(interface, options.build, inputs.calibration or inputs.held_back)
+    handover = prepare_delivery(
+        interface,
+        options.build,
+        inputs.calibration or inputs.held_back,
+        target.name,
+        prepared.source.path,
+    )
     sampled = weights_of(prepared, inputs.calibration, options, progress)
     if options.dry_run:
         with sampled:
@@ -96,15 +102,7 @@ def compile_model(
         delivery = None
         if verification is None or verification.passed:
             with watch.stage("build"):
-                delivery = deliver(
-                    stage.folder,
-                    options.output,
-                    interface,
-                    choices,
-                    options.build,
-                    target=target.name,
-                    original=prepared.source.path,
-                )
+                delivery = deliver(stage.folder, options.output, handover, options.build)
         outcome = Outcome(
             watch.seconds, size, figures, verification, delivery, (sampled.method, sampled.reason)
         )
@@ -116,7 +114,9 @@ def compile_model(
         files = stage.commit()
         _remove_stale(options.output, files)
     files += finish_triton(options.output, delivery, options.build)
-    return CompileResult(decision.plan, report, files, passed=True)
+    name = None if delivery.engine is None else delivery.engine.engine.name
+    engine = next((path for path in files if path.name == name), None)
+    return CompileResult(decision.plan, report, files, passed=True, engine=engine)
 
 
 def _write(
@@ -180,7 +180,7 @@ def _write_report(report: Report, folder: Path, html: bool) -> None:
 def _remove_stale(folder: Path, written: tuple[Path, ...]) -> None:
     """Removes what an earlier run left and this one did not write: it speaks of another model."""
     own: tuple[str, ...] = (DATA_FILE, REPORT_HTML, FAILED + REPORT_JSON, FAILED + REPORT_HTML)
-    own += (ENGINE_FILE, META_FILE, BUILD_FILE, SCRIPT_FILE, LIBRARY)
+    own += (*engine_files(), BUILD_FILE, SCRIPT_FILE, LIBRARY)
     with disk_errors(folder):
         for path in {folder.absolute() / name for name in own}.difference(written):
             path.unlink(missing_ok=True)

@@ -106,6 +106,7 @@ class CompileResult:
         plan: the decision.
         report: all figures.
         files: the files written, empty for a dry run; the folder of a Triton repository, too.
+        engine: the engine, where this machine could build it.
         passed: False where verification missed `fail_below`.
     """
 
@@ -113,11 +114,7 @@ class CompileResult:
     report: Report
     files: tuple[Path, ...]
     passed: bool
-
-    @property
-    def engine(self) -> Path | None:
-        """The engine, where this machine could build it."""
-        return next((path for path in self.files if path.name == "engine.plan"), None)
+    engine: Path | None = None
 
     @property
     def model(self) -> Path | None:

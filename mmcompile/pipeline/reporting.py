@@ -134,12 +134,13 @@ def build_report(
 def _engine(delivery: Delivery | None) -> EngineInfo | None:
     if delivery is None:
         return None
-    choices = delivery.bundle.choices
+    choices, built = delivery.bundle.choices, delivery.engine
     return EngineInfo(
         summary=_text(outcome_line(delivery)),
-        bytes=None if delivery.engine is None else delivery.engine.engine.bytes,
-        tensorrt=None if delivery.engine is None else delivery.engine.tensorrt,
-        device=None if delivery.engine is None else delivery.engine.device.name,
+        bytes=None if built is None else built.engine.bytes,
+        builder=None if built is None else built.builder,
+        gpu=None if built is None else built.gpu,
+        loaded=built is not None and built.loaded,
         plugin=delivery.bundle.plugin.library is not None,
         profiles=tuple(
             " ".join(f"{name}:{span}" for name, span in profile.items())

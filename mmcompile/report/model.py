@@ -268,21 +268,23 @@ class StageTime(_Record, frozen=True):
 
 
 class EngineInfo(_Record, frozen=True):
-    """What became of the TensorRT engine.
+    """What became of the engine.
 
     Attributes:
         summary: one line: the engine that was built, or what is missing and how to finish.
         bytes: size of the engine; None where none was built.
-        tensorrt: version of the TensorRT that built it.
-        device: name of the GPU that it was built on.
+        builder: what built it, with its version.
+        gpu: the GPU that it is for: by name where it was built on it.
+        loaded: whether it was loaded where it was built.
         plugin: whether the plugin library lies in the output folder.
         profiles: what the engine is or will be built for, in the notation of `--shapes`.
     """
 
     summary: str
     bytes: int | None = None
-    tensorrt: str | None = None
-    device: str | None = None
+    builder: str | None = None
+    gpu: str | None = None
+    loaded: bool = False
     plugin: bool = False
     profiles: tuple[str, ...] = ()
 

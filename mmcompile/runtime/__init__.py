@@ -5,8 +5,8 @@
     engine = Engine("out/engine.plan")
     outputs = engine({"input_ids": ids, "attention_mask": mask})
 
-Needs TensorRT (a lean runtime will do for version-compatible engines), numpy and the driver;
-neither ONNX nor the compiler is imported.
+Needs what built the engine (for TensorRT's version-compatible ones a lean runtime will do), numpy
+and the driver; neither ONNX nor the compiler is imported.
 """
 
 from mmcompile.runtime.engine import Engine

@@ -35,11 +35,13 @@ def install(monkeypatch):
         module = double.make(version, architecture)
         device = Device(f"double of {architecture}", architecture, 32 << 30, "13.0")
         for user in (
-            "mmcompile.backends.engines.engine.read_device",
-            "mmcompile.runtime.engine.read_device",
+            "mmcompile.backends.engines.backend.read_device",
+            "mmcompile.backends.engines.running.read_device",
         ):
             monkeypatch.setattr(user, lambda *_: device)
-        monkeypatch.setattr("mmcompile.runtime.engine.GpuMachine", lambda _: HostMachine())
+        monkeypatch.setattr(
+            "mmcompile.backends.engines.running.GpuMachine", lambda _: HostMachine()
+        )
         return module
 
     return put

@@ -40,7 +40,7 @@ faults, seen = Faults(), Seen()
 creators: set[tuple[str, str, str]] = set()
 
 DataType = enumeration("DataType", *ONNX_TYPES.values())
-BuilderFlag = enumeration("BuilderFlag", "VERSION_COMPATIBLE")
+BuilderFlag = enumeration("BuilderFlag", "VERSION_COMPATIBLE", "WEIGHT_STREAMING")
 LayerInformationFormat = enumeration("LayerInformationFormat", "JSON")
 MemoryPoolType = enumeration("MemoryPoolType", "WORKSPACE")
 ProfilingVerbosity = enumeration("ProfilingVerbosity", "DETAILED")
@@ -255,6 +255,7 @@ class Builder:
                 [name, t.dtype.label, t.shape] for name, t in zip(names, outputs, strict=True)
             ],
             "plugin": any(n.domain == "mmcompile" for n in network.model.graph.node),
+            "streamed": "BuilderFlag.WEIGHT_STREAMING" in config._flags,
             "compatible": "BuilderFlag.VERSION_COMPATIBLE" in config._flags,
             "embedded": config.plugins_to_serialize,
         }
@@ -294,6 +295,15 @@ class ICudaEngine:
         self._content, self._logger = content, logger
         self._tensors = {n: (k, s) for n, k, s in content["inputs"] + content["outputs"]}
         self._input_names = [n for n, _, _ in content["inputs"]]
+
+    @property
+    def weight_streaming_budget_v2(self):
+        return seen.budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, size):
+        assert self._content["streamed"]
+        seen.budget = size
 
     @property
     def num_io_tensors(self):

@@ -84,4 +84,5 @@ class Seen:
     plugins: list[str] = field(default_factory=list)
     cache: bytes = b""
     bodies: int = 0
+    budget: int | None = None
     profiles_set: list[int] = field(default_factory=list)

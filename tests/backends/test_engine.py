@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from mmcompile.cache import cache_folder
+from mmcompile.errors import UsageError
 from mmcompile.runtime import Engine
 from tests.backends.conftest import ELF
 from tests.workplace import call, samples
@@ -32,7 +33,9 @@ def test_the_command_ends_in_an_engine(built, tensorrt):
     names = {path.name for path in built.out.iterdir()}
     assert {"engine.plan", "engine.meta.json", "libmmcompile_plugin.so", "reproduce.sh"} <= names
     found = meta(built)
-    assert found["tensorrt"] == "11.4.0.106"
+    assert (found["backend"], found["product"]) == ("tensorrt", "TensorRT")
+    assert found["version"] == "11.4.0.106"
+    assert found["target"] == "sm_120" and found["loaded"]
     assert found["device"]["architecture"] == "sm_120"
     assert found["plugin"]["layout_version"] == 2
     assert found["engine"]["bytes"] == (built.out / "engine.plan").stat().st_size
@@ -41,7 +44,8 @@ def test_the_command_ends_in_an_engine(built, tensorrt):
         {"x": {"min": [1, 1, 96], "opt": [1, 8, 96], "max": [8, 8, 96]}}
     ]
     report = json.loads((built.out / "report.json").read_text())
-    assert report["engine"]["device"] == "double of sm_120"
+    assert report["engine"]["gpu"] == "double of sm_120"
+    assert report["engine"]["builder"] == "TensorRT 11.4.0.106"
     assert report["engine"]["profiles"] == ["x:[1x1x96,1x8x96,8x8x96]"]
 
 
@@ -64,6 +68,22 @@ def test_options_reach_the_builder(work, tensorrt):
     assert tensorrt.seen.workspace == 2 << 30
     assert [Path(path).name for path in tensorrt.seen.plugins] == ["libmmcompile_plugin.so"]
     assert meta(work)["choices"]["profiles"][0]["x"]["max"] == [4, 64, 96]
+
+
+def test_an_engine_whose_weights_are_streamed(work, tensorrt):
+    assert work.compile("--weight-streaming").code == 0
+    file = work.out / "engine.plan"
+    x = samples(1)
+    expected = Engine(file)({"x": x})["y"]
+    assert tensorrt.seen.budget is None
+    np.testing.assert_array_equal(Engine(file, weight_bytes=1 << 20)({"x": x})["y"], expected)
+    assert tensorrt.seen.budget == 1 << 20
+    assert "--allowWeightStreaming" in (work.out / "reproduce.sh").read_text()
+
+
+def test_weights_that_cannot_be_streamed(built):
+    with pytest.raises(UsageError, match=r"--weight-streaming \[no-streaming\]"):
+        Engine(built.out / "engine.plan", weight_bytes=0)
 
 
 def test_the_timing_cache_is_kept(work, tensorrt):

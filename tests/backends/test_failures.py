@@ -42,7 +42,8 @@ def refused(work, code, exit_code=4, *arguments):
 def test_tensorrt_is_absent(built, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     line = refused(built, "tensorrt-missing")
-    assert "TensorRT is not installed here; pip install tensorrt" in line
+    words = "TensorRT is not installed here; TensorRT-RTX is not installed here; pip install"
+    assert words in line
 
 
 def test_tensorrt_cannot_be_imported(built, monkeypatch, tmp_path):
@@ -71,11 +72,12 @@ def test_there_is_no_gpu(work, tensorrt, monkeypatch):
         raise EnvironmentProblem("no-gpu", "GPU", "no driver (libcuda.so.1)", "use another machine")
 
     assert work.compile().code == 0
-    monkeypatch.setattr("mmcompile.backends.engines.engine.read_device", none)
+    monkeypatch.setattr("mmcompile.backends.engines.backend.read_device", none)
     refused(work, "no-gpu")
     result = work.compile()
     assert result.code == 0
-    assert "no driver (libcuda.so.1); where TensorRT and the GPU are, run:" in result.out
+    words = "no driver (libcuda.so.1); TensorRT-RTX is not installed here; where one can be built"
+    assert f"No engine: {words}, run:" in " ".join(result.out.split())
 
 
 def test_the_gpu_is_another(built, install):
@@ -94,7 +96,7 @@ def test_compiling_hands_over_the_bundle(work, install, monkeypatch, cause):
     result = work.compile()
     assert result.code == 0
     (line,) = (x for x in result.out.splitlines() if x.startswith("No engine: "))
-    assert line.endswith(f"where TensorRT and the GPU are, run: mmcompile build {work.out}.")
+    assert line.endswith(f"where one can be built, run: mmcompile build {work.out}.")
     assert (work.out / "libmmcompile_plugin.so").exists()
     before = work.contents()
     assert work.compile("--engine").code == 4  # demanded: an error, and nothing is written
@@ -234,7 +236,7 @@ def test_a_folder_without_a_bundle(work):
     ("change", "code"),
     [
         (lambda _: b"{", "meta-damaged"),
-        (lambda text: text.replace(b'"format": 1', b'"format": 7'), "meta-version"),
+        (lambda text: text.replace(b'"format": 2', b'"format": 7'), "meta-version"),
         (lambda text: text.replace(b'"target"', b'"tarGet"'), "meta-damaged"),
     ],
 )

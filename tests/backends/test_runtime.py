@@ -81,8 +81,9 @@ def test_torch_tensors_stay_on_the_gpu(engine, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
     monkeypatch.setattr(torch, "device", lambda *_: "cpu")
     started = []
-    enqueue = engine._context.enqueue
-    monkeypatch.setattr(engine._context, "enqueue", lambda s: started.append(s) or enqueue(s))
+    context = engine._runner._context
+    enqueue = context.enqueue
+    monkeypatch.setattr(context, "enqueue", lambda s: started.append(s) or enqueue(s))
     x = torch.from_numpy(samples(3))
     outputs = engine({"x": x})
     assert isinstance(outputs["y"], torch.Tensor)
@@ -95,9 +96,10 @@ def test_torch_tensors_stay_on_the_gpu(engine, monkeypatch):
 def test_inspection_and_profile(engine):
     from mmcompile.backends.engines import api as trt
 
-    assert '"Layers"' in trt.inspection(engine._tensorrt, engine._engine)
+    runner = engine._runner
+    assert '"Layers"' in trt.inspection(runner._tensorrt, runner._engine)
     engine({"x": samples(1)})
-    assert engine._context.profile(0, lambda: None) == {"a layer": 0.0005}
+    assert runner._context.profile(0, lambda: None) == {"a layer": 0.0005}
 
 
 def test_it_imports_neither_onnx_nor_the_compiler():

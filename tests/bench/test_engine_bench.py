@@ -2,6 +2,10 @@
 
 import pytest
 
+from mmcompile.backends.baselines import baselines
+from mmcompile.backends.none import NoBackend
+from mmcompile.backends.protocol import Timeable
+from mmcompile.backends.registry import BACKENDS, find_backend
 from mmcompile.bench import engine_bench
 from mmcompile.cuda.driver import GpuFacts
 from mmcompile.cuda.machine import HostMachine
@@ -23,8 +27,8 @@ def work(tmp_path, monkeypatch):
     monkeypatch.setenv("MMCOMPILE_PLUGIN", str(library))
     monkeypatch.setattr(engine_bench, "GpuMachine", Gpu)
     # The double runs graphs in ONNX Runtime, which does not know TensorRT's own operators.
-    monkeypatch.setattr(engine_bench, "WITHOUT_DATA", engine_bench.WITHOUT_DATA[:1])
-    monkeypatch.setattr(engine_bench, "WITH_DATA", engine_bench.WITH_DATA[:2])
+    known = {name: KINDS[name] for name in ("fp16", "fp8")}
+    monkeypatch.setattr("mmcompile.backends.baselines.KINDS", known)
     monkeypatch.setattr("mmcompile.cuda.timing.REPLAYS", (1, 1))
     monkeypatch.setattr("mmcompile.cuda.timing.MOST_WARM_ROUNDS", 0)
     monkeypatch.setattr("mmcompile.bench.engines.PROFILED_RUNS", 1)
@@ -63,8 +67,31 @@ def test_micromix_is_compiled_from_the_fp16_baseline(work, tensorrt):  # noqa: F
 
 
 def test_stock_variants_that_need_data():
-    assert tuple(KINDS) == engine_bench.WITH_DATA
-    assert set(engine_bench.WITH_DATA) - set(engine_bench.WITHOUT_DATA) == {"fp8", "nvfp4"}
+    builder = find_backend("tensorrt")
+    names = [[each.name for each in baselines(builder, data=data)] for data in (True, False)]
+    assert names == [["fp16", "fp8", "mxfp8", "nvfp4"], ["fp16", "mxfp8"]]
+
+
+def test_baselines_are_back_ends_that_can_be_timed():
+    (fp16, *_) = baselines(find_backend("tensorrt"), data=False)
+    assert isinstance(fp16, Timeable)
+
+
+class Untimed(NoBackend):
+    name, file = "untimed", "engine.txt"
+
+    def missing(self, _):
+        return None
+
+
+def test_a_back_end_that_cannot_be_timed(work, tensorrt):  # noqa: F811
+    BACKENDS.add("untimed", Untimed())
+    try:
+        shown = bench(work, "--backend", "untimed")
+    finally:
+        BACKENDS.remove("untimed")
+    assert shown.code == 2
+    assert "[not-timeable]" in shown.line()
 
 
 def test_without_data_fp8_and_nvfp4_are_left_out(work, tensorrt):  # noqa: F811

@@ -7,7 +7,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from mmcompile.bench.engines import INPUT_SETS, Bench, Tensor, Variant, bench_engines, make_input
+from mmcompile.backends.engines.interface import TensorSpec
+from mmcompile.bench.engines import INPUT_SETS, Bench, Variant, bench_engines, make_input
 from mmcompile.bench.points import Point
 from mmcompile.bench.profiles import join_profile, linear_seconds
 from mmcompile.bench.results import EngineBench
@@ -33,8 +34,8 @@ LINEARS = ("/fc1/MatMul", "/fc2/MatMul")
 class Engine:
     """Takes time by its variant and rows; refuses batches above its profile."""
 
-    inputs = (Tensor("input_ids", "int64"), Tensor("attention_mask", "int64"))
-    outputs = (Tensor("logits", "float32"),)
+    inputs = (TensorSpec("input_ids", "int64", None), TensorSpec("attention_mask", "int64", None))
+    outputs = (TensorSpec("logits", "float32", None),)
 
     def __init__(self, machine, speed=1.0, largest=100, starts=True):
         self.machine, self.speed, self.largest, self.starts = machine, speed, largest, starts
@@ -255,7 +256,7 @@ def test_nothing_profiled_is_nothing_joined():
     ],
 )
 def test_inputs_that_models_can_take(name, dtype, check):
-    values = make_input(np.random.default_rng(0), Tensor(name, dtype), (4, 6))
+    values = make_input(np.random.default_rng(0), TensorSpec(name, dtype, None), (4, 6))
     assert values.shape == (4, 6)
     assert values.dtype.name == dtype
     assert check(values)

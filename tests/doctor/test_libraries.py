@@ -1,12 +1,9 @@
-"""The compiled libraries: found, loadable, registered; and TensorRT."""
-
-import importlib.metadata
+"""The compiled libraries: found, loadable, for the GPU."""
 
 import pytest
 
 from mmcompile.doctor import libraries
 from mmcompile.libraries import KERNELS, PLUGIN, Library, digest
-from tests.plugin.building import prebuilt_plugin
 
 
 @pytest.fixture
@@ -56,51 +53,3 @@ def test_a_library_that_is_another(nothing, monkeypatch):
         monkeypatch.setenv(library.variable, mmcompile._native.__file__)
     assert "exports no getCreators" in libraries.plugin().found
     assert "does not load" in libraries.kernels(None).found
-
-
-def test_registration_in_a_real_registry(monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_PLUGIN", str(prebuilt_plugin()))
-    if not any(map(libraries._importable, libraries.REGISTRIES)):
-        pytest.skip("no TensorRT registry: pip install 'mmcompile[test]'")
-    finding = libraries.registration()
-    assert finding.present, finding.found
-    assert "MicroMixLinear 1 registered in tensorrt" in finding.found
-
-
-def test_a_library_that_does_not_register(nothing, monkeypatch):
-    if not any(map(libraries._importable, libraries.REGISTRIES)):
-        pytest.skip("no TensorRT registry: pip install 'mmcompile[test]'")
-    broken = nothing / "broken.so"
-    broken.write_bytes(b"no ELF")
-    monkeypatch.setenv("MMCOMPILE_PLUGIN", str(broken))
-    finding = libraries.registration()
-    assert not finding.present
-    assert "finds no MicroMixLinear" in finding.found
-
-
-def test_registration_without_the_parts(nothing, monkeypatch):
-    assert libraries.registration().found == "not tried: no plugin library here"
-    monkeypatch.setattr(libraries, "REGISTRIES", ("no_such_package",))
-    assert libraries.registration().found == "not tried: no TensorRT here"
-
-
-@pytest.mark.parametrize(
-    ("version", "present"),
-    [
-        ("11.4.0.106", True),
-        ("10.13.0.35", True),
-        ("10.12.9", False),
-        ("12.0.0", False),
-        (None, False),
-    ],
-)
-def test_releases_of_tensorrt(monkeypatch, version, present):
-    def told(name):
-        if name == "tensorrt" and version:
-            return version
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", told)
-    (finding,) = libraries.tensorrt()
-    assert finding.present == present
-    assert present or "pip install" in finding.remedy

@@ -1,17 +1,17 @@
-"""The bundle: everything that a machine with TensorRT needs, and the commands to run there."""
+"""The bundle: everything that another machine needs to build the engine, and the commands there."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmcompile import __version__
 from mmcompile.backends.engines.interface import Interface
 from mmcompile.backends.engines.meta import (
     BUILD_FILE,
-    ENGINE_FILE,
     FORMAT,
     BuildChoices,
     BundleMeta,
@@ -21,7 +21,7 @@ from mmcompile.backends.engines.meta import (
     write_meta,
 )
 from mmcompile.backends.engines.plugin import LIBRARY, find_plugin, plugin_meta
-from mmcompile.backends.engines.shapes import polygraphy_shapes, trtexec_shapes
+from mmcompile.backends.protocol import Step
 from mmcompile.errors import EnvironmentProblem
 from mmcompile.output import DATA_FILE, MODEL_FILE, disk_errors
 
@@ -34,7 +34,7 @@ COSINE = "--compare cosine_similarity --cosine-similarity-threshold 0.9"
 def write_bundle(
     folder: Path, interface: Interface, choices: BuildChoices, *, target: str, original: Path
 ) -> tuple[BundleMeta, EnvironmentProblem | None]:
-    """Adds the plugin library, build.json and reproduce.sh to a folder with model and plan.
+    """Adds the plugin library and build.json to a folder with model and plan.
 
     Args:
         folder: holds model.onnx, its data and plan.json.
@@ -73,21 +73,21 @@ def write_bundle(
             choices=choices,
         )
     write_meta(folder / BUILD_FILE, meta)
-    with disk_errors(folder / SCRIPT_FILE):
-        (folder / SCRIPT_FILE).write_text(script(meta), encoding="utf-8")
-        (folder / SCRIPT_FILE).chmod(0o755)
     return meta, problem
 
 
-def read_bundle(folder: Path) -> tuple[BundleMeta, Path]:
-    """A bundle's description and plugin library.
+def read_bundle(folder: Path) -> tuple[BundleMeta, Path | EnvironmentProblem]:
+    """A bundle's description, and its plugin library or why there is none.
 
     Raises:
         UsageError: the folder holds no bundle.
-        EnvironmentProblem: the library is missing, damaged, or not that of the bundle.
+        EnvironmentProblem: the library is damaged, or not that of the bundle.
     """
     meta = read_meta(folder / BUILD_FILE, BundleMeta)
-    library = find_plugin(folder)
+    try:
+        library = find_plugin(folder)
+    except EnvironmentProblem as problem:
+        return meta, problem
     if meta.plugin.library is not None and library == folder / LIBRARY:
         remedy = "copy the whole folder again"
         check_file(library, meta.plugin.library, "plugin library", remedy, "plugin")
@@ -113,83 +113,57 @@ def polygraphy_lines(original: str, compiled: str) -> tuple[str, str]:
     )
 
 
-def trtexec_line(meta: BundleMeta) -> str:
-    """The command of trtexec for the same engine; it runs in the bundle's folder."""
-    choices = meta.choices
-    parts = ["trtexec", f"--onnx={MODEL_FILE}", "--stronglyTyped"]
-    parts.append(f"--dynamicPlugins=./{LIBRARY}")
-    for number, profile in enumerate(choices.profiles):
-        parts += [f"--profile={number}"] if len(choices.profiles) > 1 else []
-        parts += trtexec_shapes(profile)
-    if choices.optimization_level is not None:
-        parts.append(f"--builderOptimizationLevel={choices.optimization_level}")
-    if choices.workspace_bytes is not None:
-        parts.append(f"--memPoolSize=workspace:{choices.workspace_bytes}B")
-    if choices.embed_plugin:
-        parts += ["--versionCompatible", f"--setPluginsToSerialize=./{LIBRARY}"]
-    return " ".join([*parts, "--saveEngine=trtexec.plan"])
+def write_script(folder: Path, meta: BundleMeta, steps: Sequence[Step]) -> None:
+    """Writes reproduce.sh: every command that was printed, and what other tools can do.
 
+    Args:
+        folder: of the bundle.
+        meta: what it holds.
+        steps: what back ends can do with other tools.
 
-def polygraphy_engine_line(meta: BundleMeta) -> str:
-    """The command of polygraphy that builds, runs and compares; needs the original's outputs."""
-    choices = meta.choices
-    parts = ["polygraphy run", MODEL_FILE, "--trt --strongly-typed", f"--plugins ./{LIBRARY}"]
-    # polygraphy loads plugins before TensorRT, which a library then cannot register with, unless
-    # an option makes it import TensorRT while it reads its command line. This one does.
-    parts.append("--profiling-verbosity detailed")
-    for profile in choices.profiles:
-        parts += polygraphy_shapes(profile)
-    if choices.optimization_level is not None:
-        parts.append(f"--builder-optimization-level {choices.optimization_level}")
-    if choices.workspace_bytes is not None:
-        parts.append(f"--pool-limit workspace:{choices.workspace_bytes}")
-    parts.append("--save-engine polygraphy.plan")
-    return " ".join([*parts, "--load-inputs inputs.json --load-outputs outputs.json", COSINE])
-
-
-def script(meta: BundleMeta) -> str:
-    """reproduce.sh: every command that was printed, ready to run."""
-    first, second = polygraphy_lines('"$ORIGINAL"', MODEL_FILE)
-    return _SCRIPT.format(
+    Raises:
+        EnvironmentProblem: the disk is full or fails.
+    """
+    both = polygraphy_lines(ORIGINAL, MODEL_FILE)
+    all_steps = (
+        Step(
+            "onnxruntime", "the compiled model against the original, in ONNX Runtime: no GPU", both
+        ),
+        Step("build", "the engine, with mmcompile", ("mmcompile build .",)),
+        *steps,
+    )
+    width = max(len(step.name) for step in all_steps)
+    text = _SCRIPT.format(
         original=shlex.quote(meta.original),
         target=meta.target,
         version=meta.mmcompile,
-        first=first,
-        second=second,
-        trtexec=trtexec_line(meta),
-        polygraphy=polygraphy_engine_line(meta),
-        engine=ENGINE_FILE,
+        steps="\n".join(f"#   {step.name:{width}}  {step.about}" for step in all_steps),
+        last=len(all_steps) + 3,
+        cases="\n".join(map(_case, all_steps)),
     )
+    with disk_errors(folder / SCRIPT_FILE):
+        (folder / SCRIPT_FILE).write_text(text, encoding="utf-8")
+        (folder / SCRIPT_FILE).chmod(0o755)
 
 
+def _case(step: Step) -> str:
+    return "\n".join([f"{step.name})", *(f"  {line}" for line in step.commands), "  ;;"])
+
+
+ORIGINAL = '"$ORIGINAL"'
+"""The original model, in commands of reproduce.sh."""
 _SCRIPT = """\
 #!/bin/sh
 # Written by mmcompile {version} for {target}. Runs one step: sh reproduce.sh STEP
-#   onnxruntime  the compiled model against the original, in ONNX Runtime: needs no GPU
-#   build        {engine}, with mmcompile: needs TensorRT and the GPU
-#   trtexec      an engine and its timing, with NVIDIA's trtexec
-#   polygraphy   an engine, run and held against the original's outputs
+{steps}
 # The original model is $ORIGINAL; set it where the file lies elsewhere.
 set -eu
 cd "$(dirname "$0")"
 [ -n "${{ORIGINAL:-}}" ] || ORIGINAL={original}
 case "${{1:-}}" in
-onnxruntime)
-  {first}
-  {second}
-  ;;
-build)
-  mmcompile build .
-  ;;
-trtexec)
-  {trtexec}
-  ;;
-polygraphy)
-  {first}
-  {polygraphy}
-  ;;
+{cases}
 *)
-  sed -n '2,7p' "$0"
+  sed -n '2,{last}p' "$0"
   exit 2
   ;;
 esac

@@ -109,7 +109,7 @@ def _fits(model: TensorSpec, engine: TensorSpec, kind: str) -> bool:
         if isinstance(declared, int):
             if built != declared:
                 return False
-        elif kind == "input" and built is not None:
+        elif kind == "input" and isinstance(built, int):
             return False
     return True
 

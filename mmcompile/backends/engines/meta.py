@@ -1,7 +1,6 @@
 """`build.json` and `engine.meta.json`: what a bundle holds, and what an engine was built with.
 
-An engine is bound to a TensorRT, a GPU and a plugin library; `check_engine_file` compares them
-before TensorRT sees a byte of it. Nothing here imports ONNX or TensorRT.
+Nothing here imports ONNX or TensorRT.
 """
 
 from __future__ import annotations
@@ -19,11 +18,9 @@ from mmcompile.errors import EnvironmentProblem, UsageError
 from mmcompile.output import disk_errors
 
 BUILD_FILE = "build.json"
-ENGINE_FILE = "engine.plan"
 META_FILE = "engine.meta.json"
-FORMAT = 1
+FORMAT = 2
 """Version of both files."""
-_REBUILD = "build it again here with `mmcompile build`"
 
 Record = TypeVar("Record", "BundleMeta", "EngineMeta")
 
@@ -61,17 +58,19 @@ class BuildChoices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         profiles: optimization profiles.
         optimization_level: 0 to 5; None is TensorRT's default.
         workspace_bytes: limit on scratch memory; None for TensorRT's default.
-        embed_plugin: put the plugin library into a version-compatible engine.
+        embed_plugin: put the plugin library into the engine.
+        weight_streaming: build an engine whose weights need not all be on the GPU.
     """
 
     profiles: tuple[dict[str, Span], ...] = ()
     optimization_level: int | None = None
     workspace_bytes: int | None = None
     embed_plugin: bool = False
+    weight_streaming: bool = False
 
 
 class BundleMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that a machine with TensorRT needs to know to build the engine.
+    """Everything that another machine needs to know to build the engine.
 
     Attributes:
         format: `FORMAT`.
@@ -103,10 +102,14 @@ class EngineMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         format: `FORMAT`.
         created: date and time, ISO 8601 with time zone.
         mmcompile: version of mmcompile.
-        tensorrt: version of TensorRT.
-        device: the GPU.
+        backend: name of the back end.
+        product: what built it, e.g. `TensorRT`.
+        version: its version.
+        target: the architecture that it is for, e.g. `sm_120`.
+        device: the GPU that it was built on; None where it was built ahead of time.
+        loaded: whether it was loaded where it was built, and its inputs and outputs compared.
         engine: the engine's file.
-        model_sha256: of model.onnx; its weights are in `bundle.files` of build.json.
+        model_sha256: of model.onnx; its weights are in `files` of build.json.
         plan_sha256: of plan.json.
         plugin: the plugin.
         interface: the engine's inputs and outputs, in the model's order.
@@ -116,8 +119,12 @@ class EngineMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
     created: str
     mmcompile: str
-    tensorrt: str
-    device: Device
+    backend: str
+    product: str
+    version: str
+    target: str
+    device: Device | None
+    loaded: bool
     engine: FileMeta
     model_sha256: str
     plan_sha256: str
@@ -126,9 +133,19 @@ class EngineMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     choices: BuildChoices
 
     @property
-    def is_version_compatible(self) -> bool:
-        """Whether later releases of the same TensorRT major can run it."""
-        return self.choices.embed_plugin
+    def builder(self) -> str:
+        """What built it, with its version."""
+        return f"{self.product} {self.version}"
+
+    @property
+    def gpu(self) -> str:
+        """The GPU that it is for: by name where it was built on it."""
+        return self.target if self.device is None else self.device.name
+
+    def __str__(self) -> str:
+        """In one line: for which GPU, by what, and whether it was ever loaded."""
+        line = f"engine for {self.gpu}, {self.builder}"
+        return line if self.loaded else f"{line}, built ahead of time, not loaded here"
 
 
 def write_meta(path: Path, meta: BundleMeta | EngineMeta) -> None:
@@ -154,7 +171,7 @@ def read_meta(path: Path, kind: type[Record]) -> Record:
         reason = error.strerror or str(error)
         remedy = "give the folder that mmcompile wrote, with all of its files"
         if kind is EngineMeta:
-            remedy = "build the engine with `mmcompile build`, where TensorRT and the GPU are"
+            remedy = "build the engine with `mmcompile build`"
         raise UsageError("meta-missing", path, reason, remedy) from None
     remedy = "compile the model again with this version of mmcompile"
     try:
@@ -202,38 +219,3 @@ def check_file(path: Path, expected: FileMeta, what: str, remedy: str, code: str
     except OSError as error:
         reason = f"the {what} cannot be read: {error.strerror}"
         raise EnvironmentProblem(f"{code}-missing", path, reason, remedy) from None
-
-
-def check_engine_file(
-    path: Path, meta: EngineMeta, version: tuple[int, ...], device: Device
-) -> None:
-    """Compares an engine with this machine, before TensorRT loads it.
-
-    Args:
-        path: the engine.
-        meta: what it was built with.
-        version: numbers of the TensorRT here.
-        device: the GPU here.
-
-    Raises:
-        EnvironmentProblem: the file is damaged, or built for another TensorRT or GPU.
-    """
-    check_file(path, meta.engine, "engine", "copy it again, or " + _REBUILD, "engine")
-    built = tuple(int(part) for part in meta.tensorrt.split("."))
-    here = ".".join(map(str, version))
-    if meta.is_version_compatible:
-        fits, rule = built[0] == version[0] and built <= version, "and later of that major release"
-    else:
-        fits, rule = built == version, "only"
-    if not fits:
-        reason = (
-            f"it was built with TensorRT {meta.tensorrt} and runs with it {rule}; here is {here}"
-        )
-        remedy = f"install that TensorRT, or {_REBUILD}"
-        raise EnvironmentProblem("engine-version", path, reason, remedy)
-    if meta.device.architecture != device.architecture:
-        reason = (
-            f"it was built for {meta.device.name} ({meta.device.architecture}); here is "
-            f"{device.name} ({device.architecture})"
-        )
-        raise EnvironmentProblem("engine-gpu", path, reason, _REBUILD)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from mmcompile.errors import UsageError
 
+AUTO = "auto"
+"""In the place of a back end's name: the first that can build for the target."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -15,20 +17,23 @@ class BuildOptions:
     """How the engine is built, where it can be.
 
     Attributes:
-        engine: False writes the bundle only; True demands an engine; None builds one where
-            TensorRT and the GPU are present.
+        backend: name of the back end that builds it; `AUTO` takes the first that can, if any.
+        required: an engine has to come of it, whichever back end builds it.
         shapes: values of `--shapes`; empty for defaults from data and model.
         optimization_level: TensorRT's, 0 to 5; None is its default.
         workspace_bytes: limit on scratch memory; None is TensorRT's default.
-        embed_plugin: put the plugin library into a version-compatible engine.
+        embed_plugin: put the plugin library into the engine.
+        weight_streaming: build an engine whose weights need not all be on the GPU.
         triton: name of the model in a Triton repository to write; None writes none.
     """
 
-    engine: bool | None = None
+    backend: str = AUTO
+    required: bool = False
     shapes: tuple[str, ...] = ()
     optimization_level: int | None = None
     workspace_bytes: int | None = None
     embed_plugin: bool = False
+    weight_streaming: bool = False
     triton: str | None = None
 
 

@@ -44,6 +44,12 @@ def plugin_meta(library: FileMeta | None) -> PluginMeta:
     return PluginMeta(OP_TYPE, PLUGIN_VERSION, DOMAIN, LAYOUT_VERSION, library)
 
 
+def plugin_creator() -> tuple[str, str, str]:
+    """Name, version and namespace by which TensorRT's registry knows the plugin."""
+    plugin = plugin_meta(None)
+    return plugin.name, plugin.version, plugin.namespace
+
+
 def _is_library(path: Path) -> bool:
     try:
         with path.open("rb") as file:

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from mmcompile.backends.engines.interface import Interface, TensorSpec
-from mmcompile.backends.engines.meta import ENGINE_FILE, BundleMeta
+from mmcompile.backends.engines.meta import BundleMeta
 from mmcompile.backends.engines.plugin import LIBRARY
 from mmcompile.errors import UnsupportedModelError, UsageError
 from mmcompile.output import disk_errors
@@ -42,7 +42,7 @@ def check_model_name(name: str) -> None:
         raise UsageError("triton-name", "--triton", reason, "use letters, digits, _, - and .")
 
 
-def write_repository(bundle: Path, meta: BundleMeta, name: str) -> Path:
+def write_repository(bundle: Path, meta: BundleMeta, name: str, engine: Path | None) -> Path:
     """Writes `triton/NAME/` below a bundle: config.pbtxt, 1/model.plan and README.txt.
 
     Without an engine, `1/` holds the instruction that makes it instead. The repository appears
@@ -52,6 +52,7 @@ def write_repository(bundle: Path, meta: BundleMeta, name: str) -> Path:
         bundle: the output folder.
         meta: what it holds.
         name: the model's name in Triton.
+        engine: the engine; None where there is none yet.
 
     Returns:
         The repository: the folder for `tritonserver --model-repository`.
@@ -63,7 +64,6 @@ def write_repository(bundle: Path, meta: BundleMeta, name: str) -> Path:
     """
     check_model_name(name)
     config = configuration(name, meta.interface)
-    engine = bundle / ENGINE_FILE
     root = bundle / FOLDER
     with disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def write_repository(bundle: Path, meta: BundleMeta, name: str) -> Path:
             (model / "1").mkdir(parents=True)
             (model / "config.pbtxt").write_text(config, encoding="utf-8")
             (model / "README.txt").write_text(_note(meta, root), encoding="utf-8")
-            if engine.is_file():
+            if engine is not None:
                 shutil.copyfile(engine, model / "1" / "model.plan")
             else:
                 text = _PLACEHOLDER.format(name=name)

@@ -6,13 +6,11 @@ Nothing of TensorRT is imported before `load` is called.
 """
 
 from mmcompile.backends.engines.api.library import (
-    FULL,
-    RUNTIMES,
+    MISSING,
     TensorRT,
     check_release,
     load,
     load_plugin,
-    release,
 )
 from mmcompile.backends.engines.api.network import BuildSettings, Network, parse
 from mmcompile.backends.engines.api.running import (
@@ -21,12 +19,12 @@ from mmcompile.backends.engines.api.running import (
     engine_interface,
     engine_profiles,
     inspection,
+    stream_weights,
 )
 from mmcompile.backends.engines.messages import Message
 
 __all__ = [
-    "FULL",
-    "RUNTIMES",
+    "MISSING",
     "BuildSettings",
     "Context",
     "Message",
@@ -40,5 +38,5 @@ __all__ = [
     "load",
     "load_plugin",
     "parse",
-    "release",
+    "stream_weights",
 ]

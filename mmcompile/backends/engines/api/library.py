@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmcompile.backends.engines.api.names import NEWEST_MAJOR, OLDEST
 from mmcompile.backends.engines.messages import Message, last_error
+from mmcompile.backends.engines.product import Product
 from mmcompile.errors import EnvironmentProblem
 
-FULL = ("tensorrt",)
-RUNTIMES = ("tensorrt", "tensorrt_lean", "tensorrt_dispatch")
-"""Packages that can run an engine; the last two only version-compatible ones."""
+MISSING = "tensorrt-missing"
+"""Code of the error that a product is not installed."""
 _WARNING = 2
 """Severities: 0 internal error, 1 error, 2 warning; higher ones are for debugging TensorRT."""
 
@@ -24,28 +22,38 @@ class TensorRT:
     """A loaded TensorRT.
 
     Attributes:
+        product: which of NVIDIA's.
         module: its Python module.
-        package: the module's name.
         version: e.g. `11.4.0.106`.
         logger: a TensorRT logger that fills `messages`.
         messages: the warnings and errors so far.
     """
 
+    product: Product
     module: Any
-    package: str
     version: str
     logger: Any
     messages: list[Message]
 
+    @property
+    def name(self) -> str:
+        """Product and version."""
+        return f"{self.product.title} {self.version}"
 
-def load(packages: Sequence[str] = FULL) -> TensorRT:
-    """Imports the first of the packages that is installed.
+
+def load(product: Product, *, smaller: bool = False) -> TensorRT:
+    """Imports a product.
+
+    Args:
+        product: the product.
+        smaller: one of its smaller runtimes will do.
 
     Raises:
-        EnvironmentProblem: there is none, it cannot be imported, or its release is not supported.
+        EnvironmentProblem: it is not installed, cannot be imported, or its release is not
+            supported.
     """
     problems = []
-    for package in packages:
+    for package in product.runtimes if smaller else (product.module,):
         try:
             module = importlib.import_module(package)
             version = str(module.__version__)
@@ -56,32 +64,24 @@ def load(packages: Sequence[str] = FULL) -> TensorRT:
         except (ImportError, OSError, AttributeError, RuntimeError) as error:
             problems.append(f"{package} cannot be imported: {error}")
             continue
-        check_release(version)
+        check_release(product, version)
         messages: list[Message] = []
-        return TensorRT(module, package, version, _logger(module, messages), messages)
-    reason = "; ".join(problems) or "TensorRT is not installed here"
-    remedy = "pip install tensorrt (10.13 to 11.x)"
-    raise EnvironmentProblem("tensorrt-missing", "TensorRT", reason, remedy)
+        return TensorRT(product, module, version, _logger(module, messages), messages)
+    reason = "; ".join(problems) or f"{product.title} is not installed here"
+    raise EnvironmentProblem(MISSING, product.title, reason, product.install)
 
 
-def release(version: str) -> tuple[int, ...]:
-    """The numbers of a version, e.g. (11, 4, 0, 106)."""
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
-
-
-def check_release(version: str) -> None:
+def check_release(product: Product, version: str) -> None:
     """Refuses releases that mmcompile does not support.
 
     Raises:
         EnvironmentProblem: too old or too new.
     """
-    numbers = release(version)
-    if numbers >= OLDEST and numbers[0] <= NEWEST_MAJOR:
-        return
-    too = "old" if numbers < OLDEST else "new"
-    reason = f"TensorRT {version} is too {too}; mmcompile supports 10.13 to {NEWEST_MAJOR}.x"
-    remedy = f"pip install 'tensorrt>=10.13,<{NEWEST_MAJOR + 1}'"
-    raise EnvironmentProblem(f"tensorrt-too-{too}", "TensorRT", reason, remedy)
+    if age := product.age(version):
+        title = product.title
+        reason = f"{title} {version} is {age}; mmcompile supports {product.supported}"
+        code = f"tensorrt-{age.replace(' ', '-')}"
+        raise EnvironmentProblem(code, title, reason, product.install)
 
 
 def _logger(module: Any, messages: list[Message]) -> Any:

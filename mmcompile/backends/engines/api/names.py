@@ -1,21 +1,19 @@
 """Every name of TensorRT's Python API that this package uses.
 
 Names in `RUNTIME` are in NVIDIA's lean and dispatch packages, too, and tests look them up there.
-The others need the full package; tests hold them against the binding sources of the supported
-releases (tests/backends/tensorrt_names.json).
+Those in `FULL_ONLY` need the full package; tests hold them against the binding sources of the
+supported releases (tests/backends/tensorrt_names.json). TensorRT-RTX has them all, and those in
+`AHEAD_OF_TIME` besides.
 """
 
 from __future__ import annotations
-
-OLDEST = (10, 13)
-"""Before 10.13, MXFP8 and plugin namespaces are incomplete (see docs/deploy.md)."""
-NEWEST_MAJOR = 11
 
 RUNTIME = frozenset(
     {
         "__version__",
         "get_plugin_registry",
         "BuilderFlag.VERSION_COMPATIBLE",
+        "BuilderFlag.WEIGHT_STREAMING",
         "DataType.BF16",
         "DataType.BOOL",
         "DataType.FLOAT",
@@ -33,6 +31,7 @@ RUNTIME = frozenset(
         "ICudaEngine.get_tensor_shape",
         "ICudaEngine.num_io_tensors",
         "ICudaEngine.num_optimization_profiles",
+        "ICudaEngine.weight_streaming_budget_v2",
         "IExecutionContext.execute_async_v3",
         "IExecutionContext.get_tensor_shape",
         "IExecutionContext.infer_shapes",
@@ -92,5 +91,13 @@ FULL_ONLY = frozenset(
         "ParserError.node_name",
         "ParserError.node_operator",
         "init_libnvinfer_plugins",
+    }
+)
+
+AHEAD_OF_TIME = frozenset(
+    {
+        "ComputeCapability.SM120",
+        "IBuilderConfig.num_compute_capabilities",
+        "IBuilderConfig.set_compute_capability",
     }
 )

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmcompile.backends.engines.api.library import TensorRT, release
-from mmcompile.backends.engines.api.names import NEWEST_MAJOR
+from mmcompile.backends.engines.api.library import TensorRT
 from mmcompile.backends.engines.api.tensors import dimensions, dtype_name
 from mmcompile.backends.engines.interface import Interface, TensorSpec
 from mmcompile.backends.engines.messages import ParserMessage, last_error
+from mmcompile.backends.engines.product import release
 from mmcompile.backends.engines.shapes import Profile
 from mmcompile.errors import EnvironmentProblem
 
@@ -23,15 +23,22 @@ class BuildSettings:
         profiles: optimization profiles; empty where no input is dynamic.
         optimization_level: 0 to 5; None is TensorRT's default.
         workspace_bytes: limit on scratch memory; None is TensorRT's default, all there is.
-        embedded_plugin: library to put into a version-compatible engine.
-        timing_cache: what an earlier build measured; empty for none.
+        embedded_plugin: library to put into the engine.
+        version_compatible: an engine for later releases, too; only with an embedded plugin.
+        weight_streaming: an engine whose weights need not all be on the GPU.
+        architecture: build for this one, e.g. `sm_120`, whatever GPU is here; None builds for the
+            GPU that is here.
+        timing_cache: what an earlier build measured; empty for none, None to measure nothing.
     """
 
     profiles: tuple[Profile, ...] = ()
     optimization_level: int | None = None
     workspace_bytes: int | None = None
     embedded_plugin: Path | None = None
-    timing_cache: bytes = b""
+    version_compatible: bool = False
+    weight_streaming: bool = False
+    architecture: str | None = None
+    timing_cache: bytes | None = b""
 
 
 @dataclass
@@ -72,29 +79,51 @@ class Network:
         Raises:
             ValueError, RuntimeError, MemoryError: as TensorRT's bindings raise them.
         """
+        config = self._configure(settings)
+        cache = settings.timing_cache
+        if cache is None:
+            plan, kept = self._builder.build_serialized_network(self._network, config), b""
+        else:
+            if not config.set_timing_cache(config.create_timing_cache(cache), False):
+                # It is one of another release or GPU.
+                config.set_timing_cache(config.create_timing_cache(b""), False)
+            plan = self._builder.build_serialized_network(self._network, config)
+            measured = config.get_timing_cache()
+            kept = b"" if measured is None else bytes(memoryview(measured.serialize()))
+        return (None if plan is None else memoryview(plan)), kept
+
+    def _configure(self, settings: BuildSettings) -> Any:
+        """The builder's configuration.
+
+        Raises:
+            ValueError: TensorRT does not take the architecture or a profile.
+        """
         trt, builder = self.tensorrt.module, self._builder
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if settings.architecture is not None:
+            name = settings.architecture.upper().replace("_", "")
+            capability = getattr(trt.ComputeCapability, name, None)
+            config.num_compute_capabilities = 1
+            if capability is None or not config.set_compute_capability(capability, 0):
+                raise ValueError(f"this release does not build for compute capability {name}")
         if settings.optimization_level is not None:
             config.builder_optimization_level = settings.optimization_level
         if settings.workspace_bytes is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
         if settings.embedded_plugin is not None:
-            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
             config.plugins_to_serialize = [str(settings.embedded_plugin)]
+        if settings.version_compatible:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        if settings.weight_streaming:
+            config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
         for shapes in settings.profiles:
             profile = builder.create_optimization_profile()
             for name, span in shapes.items():
                 profile.set_shape(name, span.min, span.opt, span.max)
             if config.add_optimization_profile(profile) < 0:
                 raise ValueError("TensorRT does not take the optimization profile")
-        cache = config.create_timing_cache(settings.timing_cache)
-        if not config.set_timing_cache(cache, False):  # one of another release or GPU
-            config.set_timing_cache(config.create_timing_cache(b""), False)
-        plan = builder.build_serialized_network(self._network, config)
-        measured = config.get_timing_cache()
-        kept = b"" if measured is None else bytes(memoryview(measured.serialize()))
-        return (None if plan is None else memoryview(plan)), kept
+        return config
 
     @staticmethod
     def _spec(tensor: Any) -> TensorSpec:
@@ -118,10 +147,9 @@ def parse(tensorrt: TensorRT, model: bytes, path: Path) -> Network:
     except (RuntimeError, TypeError) as error:  # pybind11: "factory function returned nullptr"
         reason = last_error(tensorrt.messages) or str(error)
         remedy = "check the driver with nvidia-smi; TensorRT's release notes name the oldest one"
-        where = f"TensorRT {tensorrt.version}"
-        raise EnvironmentProblem("tensorrt-no-builder", where, reason, remedy) from error
+        raise EnvironmentProblem("tensorrt-no-builder", tensorrt.name, reason, remedy) from error
     flags = 0
-    if release(tensorrt.version)[0] < NEWEST_MAJOR:  # 11.0 has no other kind
+    if release(tensorrt.version)[0] < tensorrt.product.typed_since:
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     trt.init_libnvinfer_plugins(tensorrt.logger, "")

@@ -37,8 +37,7 @@ def deserialize(tensorrt: TensorRT, plan: memoryview, *, host_code: bool) -> tup
     if engine is None:
         reason = last_error(tensorrt.messages) or cause or "TensorRT gives no reason"
         remedy = "build it again on this machine with `mmcompile build`"
-        where = f"TensorRT {tensorrt.version}"
-        raise EnvironmentProblem("engine-rejected", where, reason, remedy)
+        raise EnvironmentProblem("engine-rejected", tensorrt.name, reason, remedy)
     return runtime, engine
 
 
@@ -65,6 +64,11 @@ def engine_profiles(engine: Any, inputs: Sequence[TensorSpec]) -> tuple[Mapping[
             spans[spec.name] = (tuple(least), tuple(most))
         profiles.append(spans)
     return tuple(profiles)
+
+
+def stream_weights(engine: Any, size: int) -> None:
+    """Keeps so many bytes of weights on the GPU; before a context is made."""
+    engine.weight_streaming_budget_v2 = size
 
 
 class Context:

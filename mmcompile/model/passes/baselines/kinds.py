@@ -13,6 +13,7 @@ class Kind:
 
     Attributes:
         name: what it is asked for by.
+        title: what people call it.
         min_opset: the oldest opset of the standard domain that has what the graph needs:
             FLOAT8E4M3FN comes with opset 19, DequantizeLinear of FLOAT4E2M1 with 23. FP8 has 21,
             because ONNX Runtime moves Transposes between Q and DQ, and Transpose takes
@@ -22,14 +23,17 @@ class Kind:
         weight_bits: bits of a weight, block scales included.
         tensorrt: the oldest TensorRT, from 10.13 on, that takes the graph; from documentation, not
             tried (docs/baselines.md).
+        needs_data: whether it needs the largest magnitude of every linear's input.
     """
 
     name: str
+    title: str
     min_opset: int
     min_ir: int
     block: int
     weight_bits: float
     tensorrt: str
+    needs_data: bool
 
     @property
     def is_quantized(self) -> bool:
@@ -40,10 +44,10 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("fp16", min_opset=15, min_ir=8, block=0, weight_bits=16, tensorrt="10.13"),
-        Kind("fp8", min_opset=21, min_ir=10, block=0, weight_bits=8, tensorrt="10.13"),
-        Kind("mxfp8", min_opset=19, min_ir=9, block=32, weight_bits=8.25, tensorrt="10.13"),
-        Kind("nvfp4", min_opset=23, min_ir=11, block=16, weight_bits=4.5, tensorrt="11.0"),
+        Kind("fp16", "FP16", 15, 8, 0, weight_bits=16, tensorrt="10.13", needs_data=False),
+        Kind("fp8", "FP8", 21, 10, 0, weight_bits=8, tensorrt="10.13", needs_data=True),
+        Kind("mxfp8", "MXFP8", 19, 9, 32, weight_bits=8.25, tensorrt="10.13", needs_data=False),
+        Kind("nvfp4", "NVFP4", 23, 11, 16, weight_bits=4.5, tensorrt="11.0", needs_data=True),
     )
 }
 """All baselines by name."""

@@ -103,7 +103,7 @@ def write_baseline(
     quantized: tuple[str, ...] = ()
     left: tuple[LeftAlone, ...] = ()
     if found.is_quantized:
-        if found.name == "mxfp8":
+        if not found.needs_data:
             amax = dict.fromkeys((group.input for group in groups), 0.0)  # scales are dynamic
         result = quantize_linears(
             model,
