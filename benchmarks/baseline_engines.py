@@ -20,8 +20,7 @@ import onnx
 from benchmarks import models
 from benchmarks.measure import show
 from mmcompile.backends.engines.expectations import expected_by_graph
-from mmcompile.backends.engines.precision import lost, realized
-from mmcompile.cli.precision_tables import counts_text
+from mmcompile.backends.engines.precision import counts_text, lost, realized
 from mmcompile.model.passes.baselines import KINDS, write_baseline
 from mmcompile.model.passes.find_linears import Selection
 from mmcompile.pipeline.prepare import prepare
@@ -52,7 +51,7 @@ def rows(title: str, model: Path) -> Iterator[list[str]]:
         yield [
             f"{title}, {kind}",
             f"{len(plan) / 1e6:.1f}",
-            counts_text(found.counts),
+            counts_text(found),
             f"{len(missing)} of {len(expected)}" if missing else "none" if expected else "–",
             str(left),
             f"{built:.1f}",

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.text import Text
 
 from mmcompile.backends.engines.engine_file import EngineReport
-from mmcompile.backends.engines.layer_precision import PLUGIN, UNKNOWN, LayerPrecision, Realized
-from mmcompile.backends.engines.precision import Lost, lost_text
+from mmcompile.backends.engines.layer_precision import UNKNOWN, LayerPrecision, Realized
+from mmcompile.backends.engines.precision import precision_lines
 from mmcompile.cli.console import open_console
 from mmcompile.report.summary import bytes_text, count_text, plain_text
 from mmcompile.tables import Name, open_table
@@ -22,8 +22,15 @@ def print_engine(report: EngineReport, verbose: bool) -> None:
     console = open_console()
     title = Text.assemble((plain_text(report.engine), "bold"), f": {bytes_text(report.bytes)}")
     console.print(title, soft_wrap=True)
-    print_layers(report.realized, console, verbose)
-    print_verdict(report, console)
+    print_layers(report.precision.realized, console, verbose)
+    if not report.compared_with:
+        console.print(Text("There is no model beside it to compare it with."))
+    elif report.precision.lost or report.precision.unverified:
+        for line in precision_lines(report.precision)[1:]:
+            console.print(Text(plain_text(line), style="bold red"))
+    else:
+        line = f"Every layer has the precision that {report.compared_with} asks for."
+        console.print(Text(plain_text(line), style="bold green"))
 
 
 def print_layers(found: Realized, console: Console, verbose: bool) -> None:
@@ -49,36 +56,6 @@ def print_layers(found: Realized, console: Console, verbose: bool) -> None:
     if found.layers:
         console.print(table)
     console.print(Text(f"Source: {found.source}: {found.note}."))
-
-
-def print_verdict(report: EngineReport, console: Console) -> None:
-    """Whether the engine runs what its model asks for."""
-    if not report.compared_with:
-        console.print(Text("There is no model beside it to compare it with."))
-        return
-    for line, style in precision_lines(report.lost, report.unverified):
-        console.print(Text(line, style=style))
-    if not report.lost and not report.unverified:
-        line = f"Every layer has the precision that {report.compared_with} asks for."
-        console.print(Text(line, style="bold green"))
-
-
-def precision_lines(missing: Sequence[Lost], unverified: Sequence[str]) -> list[tuple[str, str]]:
-    """What was lost and what cannot be told, a line each, with its style."""
-    lines = []
-    if missing:
-        lines.append((f"✗ precision lost: {lost_text(missing)}", "bold red"))
-    if unverified:
-        more = ", …" if len(unverified) > 1 else ""
-        text = f"not verified ({count_text(len(unverified))}): {unverified[0]}{more}"
-        lines.append((text, "yellow"))
-    return lines
-
-
-def counts_text(counts: dict[str, int]) -> str:
-    """Layers by precision in a line, e.g. `36 FP8; 6 FP16`."""
-    named = {PLUGIN: "MicroMix", UNKNOWN: "unknown"}
-    return "; ".join(f"{count} {named.get(name, name)}" for name, count in counts.items())
 
 
 def _alike(layers: Sequence[LayerPrecision]) -> list[list[LayerPrecision]]:

@@ -35,7 +35,7 @@ def test_an_engine_is_known_by_its_content(plan):
 def test_an_engine_for_programs(plan):
     found = call("inspect", plan, "--json").json()
     assert found["counts"] == {"FP8": 1} and found["compared_with"] == ""
-    (layer,) = found["realized"]["layers"]
+    (layer,) = found["precision"]["realized"]["layers"]
     assert layer["nodes"] == ["fc/MatMul", "x/DQ", "w/DQ"] and layer["precision"] == "FP8"
 
 
@@ -91,15 +91,15 @@ def test_an_engine_is_compared_with_its_model(built):
     assert "Every layer has the precision that" in result.out
     other = plugin_record(f"{next(iter(formats))}_1_2", [32], [0], [0])
     found = call("inspect", write_engine(out, formats, other), "--json").json()
-    assert [entry["realized"] for entry in found["lost"]] == ["MXFP4 32"]
+    assert [entry["realized"] for entry in found["precision"]["lost"]] == ["MXFP4 32"]
     line = call("inspect", out / "engine.plan").out
-    assert "✗ precision lost: " in line and "became MXFP4 32" in line
+    assert "precision lost: " in line and "became MXFP4 32" in line
 
 
 def test_a_layer_that_is_not_found_is_lost_if_the_engine_has_too_few(built):
     out, formats = built
     found = call("inspect", write_engine(out, list(formats)[:1]), "--json").json()
-    assert [entry["node"] for entry in found["lost"]] == list(formats)[1:]
+    assert [entry["node"] for entry in found["precision"]["lost"]] == list(formats)[1:]
 
 
 def test_another_model_beside_it_is_not_compared(built):

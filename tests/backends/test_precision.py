@@ -8,15 +8,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mmcompile.backends.engines.expectations import (
+from mmcompile.backends.engines.expectations import expected_by_graph, expected_products
+from mmcompile.backends.engines.layer_precision import (
     Expected,
-    expected_by_graph,
-    expected_products,
+    LayerPrecision,
+    Realized,
+    product_precision,
 )
-from mmcompile.backends.engines.layer_precision import LayerPrecision, Realized, product_precision
 from mmcompile.backends.engines.precision import (
     check_precision,
+    compare,
     lost,
+    lost_text,
+    precision_lines,
     realized,
     unverified,
 )
@@ -134,15 +138,23 @@ def test_the_error_names_layers_that_changed_alike_together():
     nodes = [f"fc{index}" for index in range(8)]
     wide = [product(node, "FP16") for node in nodes[:7]] + [product("fc7", "FP32")]
     expected = expected_products(nodes, "NVFP4")
+    check = compare(expected, found(*wide))
     with pytest.raises(VerificationError) as caught:
-        check_precision(expected, found(*wide), "out/engine.plan", allow_fallback=False)
+        check_precision(check, "out/engine.plan", allow_fallback=False)
     line = str(caught.value)
     assert "8 of 8 layers lost their precision" in line
     assert "fc0, fc1, fc2, fc3, fc4 and 2 more (NVFP4 became FP16)" in line
     assert "fc7 (NVFP4 became FP32)" in line
     assert caught.value.where == "out/engine.plan"
-    assert len(check_precision(expected, found(*wide), "", allow_fallback=True)) == 8
-    assert check_precision(expected, found(*wide[:0]), "", allow_fallback=False) == ()
+    check_precision(check, "", allow_fallback=True)
+    check_precision(compare(expected, found()), "", allow_fallback=False)
+    assert precision_lines(check) == (
+        "precision: 7 FP16; 1 FP32 (plan text: )",
+        f"precision lost: {lost_text(check.lost)}",
+    )
+    assert precision_lines(compare(expected, found()))[1:] == (
+        "precision not verified: 8 of 8 layers, fc0, …",
+    )
 
 
 def test_products_survive_json():

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
 
 import msgspec
 import onnx
 
-from mmcompile.backends.engines.expectations import Expected, expected_by_graph
-from mmcompile.backends.engines.layer_precision import Realized
+from mmcompile.backends.engines.expectations import expected_by_graph
+from mmcompile.backends.engines.layer_precision import Expected, PrecisionCheck
 from mmcompile.backends.engines.meta import META_FILE, EngineMeta, describe_file, read_meta
-from mmcompile.backends.engines.precision import Lost, lost, realized, unverified
+from mmcompile.backends.engines.precision import compare, realized, realized_file
 from mmcompile.errors import MMCompileError, UsageError
 from mmcompile.output import MODEL_FILE
 
@@ -24,20 +23,16 @@ class EngineReport(msgspec.Struct, frozen=True):
     Attributes:
         engine: its file, or the file with the inspector's JSON.
         bytes: size of the file.
-        realized: the precision of its layers.
         counts: number of layers by precision.
         compared_with: the model that it was built of; empty where that is not beside it.
-        lost: layers that have not the precision that the model asks for.
-        unverified: layers of which that cannot be told.
+        precision: what it runs, beside what that model asks for.
     """
 
     engine: str
     bytes: int
-    realized: Realized
     counts: dict[str, int]
     compared_with: str
-    lost: tuple[Lost, ...]
-    unverified: tuple[str, ...]
+    precision: PrecisionCheck
 
 
 def is_engine(path: Path) -> bool:
@@ -46,8 +41,7 @@ def is_engine(path: Path) -> bool:
     Engines begin with `ftrt` or `vtrt`; a serialized ONNX model never begins so.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
+        head = _head(path)
     except OSError:
         return False
     return head[1:4] == b"trt" or head.lstrip().startswith(b"{")
@@ -64,24 +58,25 @@ def engine_report(path: Path) -> EngineReport:
     expected, model = _expected_beside(path)
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
-            if file.read(_HEAD).lstrip().startswith(b"{"):
-                found = realized(b"", path.read_bytes(), expected)
-            else:
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                    found = realized(mapped, "", expected)
+        if _head(path).lstrip().startswith(b"{"):
+            found = realized(b"", path.read_bytes(), expected)
+        else:
+            found = realized_file(path, "", expected)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError("engine-unreadable", path, reason, "name an engine's file") from None
     return EngineReport(
         engine=str(path),
         bytes=size,
-        realized=found,
         counts=found.counts,
         compared_with=model,
-        lost=lost(expected, found),
-        unverified=unverified(expected, found),
+        precision=compare(expected, found),
     )
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD)
 
 
 def _expected_beside(path: Path) -> tuple[tuple[Expected, ...], str]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import msgspec
 import onnx
 from onnx import TensorProto
 
+from mmcompile.backends.engines.layer_precision import Expected
 from mmcompile.backends.engines.plugin_fields import segments_text
 from mmcompile.model.passes.baselines.functions import (
     FP4_QUANTIZE,
@@ -34,20 +34,6 @@ _ELEMENTS: dict[tuple[int, int], str] = {
 _HALVES: dict[int, str] = {TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16"}
 UNDEFINED = int(TensorProto.UNDEFINED)
 _STEPS = 16
-
-
-class Expected(msgspec.Struct, frozen=True):
-    """A product that has to have a precision.
-
-    Attributes:
-        node: the ONNX node.
-        precision: as `LayerPrecision.precision` has it.
-        plugin: whether it is a plugin's layer; the precision is then that of its segments.
-    """
-
-    node: str
-    precision: str
-    plugin: bool = False
 
 
 def expected_products(nodes: Iterable[str], precision: str) -> tuple[Expected, ...]:

@@ -1,4 +1,4 @@
-"""What an engine computes its products with: the types that every reader of engines fills in."""
+"""What an engine computes its products with, and what it should: the types that say so."""
 
 from __future__ import annotations
 
@@ -79,6 +79,50 @@ class Realized(msgspec.Struct, frozen=True):
             PLUGIN if product.kind == "plugin" else product.description for product in self.layers
         )
         return dict(found.most_common())
+
+
+class Expected(msgspec.Struct, frozen=True):
+    """A product that has to have a precision.
+
+    Attributes:
+        node: the ONNX node.
+        precision: as `LayerPrecision.precision` has it.
+        plugin: whether it is a plugin's layer; the precision is then that of its segments.
+    """
+
+    node: str
+    precision: str
+    plugin: bool = False
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """A product that has not the precision it has to have.
+
+    Attributes:
+        node: the ONNX node.
+        expected: its precision by the graph.
+        realized: that of the engine, in words.
+    """
+
+    node: str
+    expected: str
+    realized: str
+
+
+class PrecisionCheck(msgspec.Struct, frozen=True):
+    """What an engine runs, beside what its graph asks for.
+
+    Attributes:
+        realized: what it runs.
+        asked: number of layers of which the graph asks for a precision.
+        lost: those that have another.
+        unverified: those of which it cannot be told.
+    """
+
+    realized: Realized
+    asked: int = 0
+    lost: tuple[Lost, ...] = ()
+    unverified: tuple[str, ...] = ()
 
 
 def product_precision(x: str, weight: str, scales: str = "") -> str:

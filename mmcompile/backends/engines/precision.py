@@ -4,7 +4,7 @@ TensorRT takes an FP8 or NVFP4 graph and may build wide products of it, without 
 code 0. So every engine is read again after it was built:
 
     found = realized(engine, inspection, expected)
-    check_precision(expected, found, path, allow_fallback=False)
+    check_precision(compare(expected, found), path, allow_fallback=False)
 
 The inspector's word counts first. What it does not tell is looked up in the text that TensorRT-RTX
 writes into its engines, which needs no GPU and is not documented.
@@ -12,13 +12,22 @@ writes into its engines, which needs no GPU and is not documented.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import msgspec
 
-from mmcompile.backends.engines.expectations import Expected
 from mmcompile.backends.engines.inspector import parse_layers, read_inspection
-from mmcompile.backends.engines.layer_precision import PLUGIN, UNKNOWN, LayerPrecision, Realized
+from mmcompile.backends.engines.layer_precision import (
+    PLUGIN,
+    UNKNOWN,
+    Expected,
+    LayerPrecision,
+    Lost,
+    PrecisionCheck,
+    Realized,
+)
 from mmcompile.backends.engines.plan_text import EngineBytes, PlanText, read_plan_text
 from mmcompile.backends.engines.plugin_fields import read_segments
 from mmcompile.errors import VerificationError
@@ -33,20 +42,6 @@ CUT_NOTE = "the engine holds more text than is read"
 NOTHING_NOTE = "neither an inspector nor text in the engine tells the precision of its layers"
 _NAMED = 5
 """Layers that an error names."""
-
-
-class Lost(msgspec.Struct, frozen=True):
-    """A product that has not the precision it has to have.
-
-    Attributes:
-        node: the ONNX node.
-        expected: its precision by the graph.
-        realized: that of the engine, in words.
-    """
-
-    node: str
-    expected: str
-    realized: str
 
 
 def realized(
@@ -82,6 +77,21 @@ def realized(
     return Realized(source, "; ".join(notes) or NOTHING_NOTE, tuple(dict.fromkeys(layers)))
 
 
+def realized_file(
+    path: Path, inspection: str | bytes = "", expected: Iterable[Expected] = ()
+) -> Realized:
+    """`realized` of an engine's file, which is mapped, not read into memory.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            return realized(b"", inspection, expected)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return realized(mapped, inspection, expected)
+
+
 def lost(expected: Sequence[Expected], found: Realized) -> tuple[Lost, ...]:
     """The products that have another precision than they have to have.
 
@@ -98,33 +108,58 @@ def unverified(expected: Sequence[Expected], found: Realized) -> tuple[str, ...]
     return tuple(entry.node for entry in expected if index.is_open(entry))
 
 
-def check_precision(
-    expected: Sequence[Expected], found: Realized, where: object, *, allow_fallback: bool
-) -> tuple[Lost, ...]:
+def compare(expected: Sequence[Expected], found: Realized) -> PrecisionCheck:
+    """What an engine runs, beside what its graph asks for."""
+    return PrecisionCheck(
+        realized=found,
+        asked=len(expected),
+        lost=lost(expected, found),
+        unverified=unverified(expected, found),
+    )
+
+
+def check_precision(check: PrecisionCheck, where: object, *, allow_fallback: bool) -> None:
     """Refuses an engine that has lost precision.
 
     Args:
-        expected: what the graph asks for.
-        found: what the engine runs.
+        check: what it runs, beside what its graph asks for.
         where: the engine, for the error.
-        allow_fallback: only say what was lost.
-
-    Returns:
-        What was lost and is allowed.
+        allow_fallback: accept it all the same.
 
     Raises:
         VerificationError: something was lost; names the layers.
     """
-    missing = lost(expected, found)
-    if not missing or allow_fallback:
-        return missing
+    if not check.lost or allow_fallback:
+        return
     raise VerificationError(
         "precision-lost",
         where,
-        f"{len(missing)} of {len(expected)} layers lost their precision: {lost_text(missing)}",
-        "keep these layers as they are in the graph, take another baseline or TensorRT, or accept "
-        "it with --allow-fallback",
+        f"{len(check.lost)} of {check.asked} layers lost their precision: {lost_text(check.lost)}",
+        "keep these layers as they are in the graph, build with another back end, or accept it "
+        "with --allow-fallback",
     )
+
+
+def precision_lines(check: PrecisionCheck) -> tuple[str, ...]:
+    """In a few lines: the layers by precision, what was lost, what could not be told."""
+    found = check.realized
+    lines = [f"precision: {counts_text(found)} ({found.source}: {found.note})"]
+    if check.lost:
+        lines.append(f"precision lost: {lost_text(check.lost)}")
+    if check.unverified:
+        more = ", …" if len(check.unverified) > 1 else ""
+        lines.append(
+            f"precision not verified: {len(check.unverified)} of {check.asked} layers, "
+            f"{check.unverified[0]}{more}"
+        )
+    return tuple(lines)
+
+
+def counts_text(found: Realized) -> str:
+    """Layers by precision in a line, e.g. `36 FP8; 6 FP16`."""
+    named = {PLUGIN: "MicroMix"}
+    counts = (f"{count} {named.get(name, name)}" for name, count in found.counts.items())
+    return "; ".join(counts) or "no layer that multiplies"
 
 
 def lost_text(missing: Sequence[Lost]) -> str:
