@@ -311,6 +311,12 @@ engine_options = options(
     click.option(
         "--triton", metavar="NAME", help="Also write a Triton model repository for this name."
     ),
+    click.option(
+        "--allow-fallback",
+        is_flag=True,
+        help="Accept an engine whose layers have lost the precision that the model asks for; else "
+        "that is an error.",
+    ),
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
@@ -469,6 +475,7 @@ def make_build(values: dict[str, Any]) -> BuildOptions:
         workspace_bytes=None if workspace is None else parse_bytes(workspace),
         embed_plugin=values["embed_plugin"],
         weight_streaming=values["weight_streaming"],
+        allow_fallback=values["allow_fallback"],
         triton=values["triton"],
     )
 

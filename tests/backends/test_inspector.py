@@ -73,6 +73,7 @@ def test_kinds_of_layers():
     assert only(layer("sm80_xmma_gemm_f16f16_f16f16_f16_nn", kind="Other")).kind == "gemm"
     plugin = layer(kind="PluginV3", PluginType="MicroMixLinear")
     assert (only(plugin).kind, only(plugin).precision) == ("plugin", "plugin")
+    assert only(layer(kind="PluginV3")).kind == "plugin"
     for none in (
         layer(kind="PluginV3", PluginType="Another"),
         layer("__myl_AddCast_0x1", kind="kgen"),

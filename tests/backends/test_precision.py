@@ -118,6 +118,8 @@ def test_a_plugin_layer_that_became_a_product_is_lost():
 def test_a_plugin_layer_that_the_engine_lacks_is_lost():
     (missing,) = lost([PLUGIN], found(product("other", "FP16")))
     assert missing.realized == "no layer of the plugin"
+    silent = Realized("engine inspector", "", (product("other", "FP16"),))
+    assert lost([PLUGIN], silent) == () and unverified([PLUGIN], silent) == ("fc",)
     renamed = found(product("fc_renamed", "plugin", kind="plugin"))
     assert lost([PLUGIN], renamed) == () and unverified([PLUGIN], renamed) == ("fc",)
 

@@ -137,7 +137,7 @@ def _product(layer: Mapping[str, Any], nodes: Collection[str]) -> LayerPrecision
 def _kind(layer: Mapping[str, Any], kernel: str) -> Kind | None:
     said = str(layer.get("LayerType", "")).lower()
     if "plugin" in said:
-        return "plugin" if layer.get("PluginType") == OP_TYPE else None
+        return "plugin" if layer.get("PluginType", OP_TYPE) == OP_TYPE else None
     if "mha" in kernel:
         return "attention"
     if "conv" in said:

@@ -25,6 +25,8 @@ class BuildOptions:
         embed_plugin: put the plugin library into the engine.
         weight_streaming: build an engine whose weights need not all be on the GPU.
         triton: name of the model in a Triton repository to write; None writes none.
+        allow_fallback: accept an engine whose layers have lost the precision that the model asks
+            for.
     """
 
     backend: str = AUTO
@@ -35,6 +37,7 @@ class BuildOptions:
     embed_plugin: bool = False
     weight_streaming: bool = False
     triton: str | None = None
+    allow_fallback: bool = False
 
 
 def parse_bytes(text: str) -> int:

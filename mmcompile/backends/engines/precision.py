@@ -184,8 +184,9 @@ class _Index:
                 self._by_node.setdefault(node, []).append(layer)
         held = {node for layer in found.layers if layer.kind == "plugin" for node in layer.nodes}
         asked = {entry.node for entry in expected if entry.plugin}
-        # An engine may name a plugin's layer otherwise, so only their number proves anything.
-        self._lacks_plugins = found.source != NOTHING and len(held) < len(asked)
+        # An engine may name a plugin's layer otherwise, so only their number proves anything, and
+        # only by the text, in which plugins' layers were seen.
+        self._lacks_plugins = TEXT in found.source and len(held) < len(asked)
 
     def is_open(self, entry: Expected) -> bool:
         """Whether nothing is known against it, but not all is known for it either."""
