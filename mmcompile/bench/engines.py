@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from mmcompile.backends.engines.inspector import parse_layers
 from mmcompile.backends.engines.interface import TensorSpec
+from mmcompile.backends.engines.layer_precision import Expected, PrecisionCheck
+from mmcompile.backends.engines.precision import compare, realized
 from mmcompile.backends.protocol import TimedEngine
 from mmcompile.bench.points import Point, Shapes
 from mmcompile.bench.profiles import join_profile
@@ -46,11 +48,13 @@ class Variant:
         name: such as `FP16`.
         model: its ONNX file.
         plugin: the library that it needs, or None.
+        expected: the precision that its graph asks for.
     """
 
     name: str
     model: Path
     plugin: Path | None = None
+    expected: tuple[Expected, ...] = ()
 
 
 Build = Callable[[Variant], bytes]
@@ -130,6 +134,7 @@ def _time_variant(
     except _FAILURES as error:
         return TimedVariant(name, model, _reason(error), seconds, len(plan))
     after = machine.used_bytes()
+    precision = _precision(variant, plan, engine)
     timed = [_time_point(bench, engine, machine, point, facts) for point in bench.points]
     if bench.profiled:
         # After all times: TensorRT keeps a profiler attached, and slows down.
@@ -141,7 +146,17 @@ def _time_variant(
         engine_bytes=len(plan),
         device_bytes=after - before if before is not None and after is not None else None,
         points=tuple(timed),
+        precision=precision,
     )
+
+
+def _precision(variant: Variant, plan: bytes, engine: TimedEngine) -> PrecisionCheck:
+    """What the engine runs, beside what the variant's graph asks for."""
+    try:
+        inspection = engine.inspection()
+    except _FAILURES:
+        inspection = ""
+    return compare(variant.expected, realized(plan, inspection, variant.expected))
 
 
 def _time_point(
