@@ -24,7 +24,7 @@ from mmcompile.backends.engines.precision import counts_text, lost, realized
 from mmcompile.model.passes.baselines import KINDS, write_baseline
 from mmcompile.model.passes.find_linears import Selection
 from mmcompile.pipeline.prepare import prepare
-from tests.rtx.stock import build_stock
+from tests.rtx.stock import build_stock, real_builder
 
 AMAX = 4.0
 """Stands for the largest |x| of every layer."""
@@ -78,7 +78,8 @@ def main() -> None:
     )
     columns = ["model, baseline", "MB", "layers that multiply", "lost", "left", "build s", "read s"]
     table = [row for title, model in subjects for row in rows(title, model)]
-    show("Engines for SM120 by TensorRT-RTX", columns, table, markdown=True)
+    version = real_builder().__version__
+    show(f"Engines for SM120 by TensorRT-RTX {version}", columns, table, markdown=True)
 
 
 if __name__ == "__main__":

@@ -42,19 +42,29 @@ def baseline(model: Path, kind: str, folder: Path):
     return write_baseline(kind, prepared.source, prepared.groups, amax, folder)
 
 
+@pytest.fixture(scope="module")
+def engines(exported, tmp_path_factory):
+    """`engines(model, kind)`: a baseline of a small model and its engine, each made once."""
+    made = {}
+
+    def make(model, kind):
+        if (model, kind) not in made:
+            written = baseline(exported(model), kind, tmp_path_factory.mktemp(f"{model}-{kind}"))
+            made[model, kind] = written, build_stock(written.path)
+        return made[model, kind]
+
+    return make
+
+
 def graph_of(path: Path) -> onnx.ModelProto:
     return onnx.load(path, load_external_data=False)
 
 
-@pytest.fixture(scope="module", params=["llama", "bert"])
-def small(request, exported):
-    return exported(request.param)
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_layer_of_a_baseline_is_told(small, kind, tmp_path):
+@pytest.mark.parametrize("model", ["llama", "bert"])
+def test_every_layer_of_a_baseline_is_told(engines, model, kind):
     """FP8 and NVFP4 are real; TensorRT-RTX 1.7.1 dequantizes MXFP8 and multiplies in half."""
-    written = baseline(small, kind, tmp_path)
+    written, plan = engines(model, kind)
     expected = expected_by_graph(graph_of(written.path))
     asked = Counter(entry.precision for entry in expected)
     if kind == "fp16":
@@ -62,7 +72,7 @@ def test_every_layer_of_a_baseline_is_told(small, kind, tmp_path):
     else:
         assert asked[PRECISION[kind]] == len(written.quantized) >= 12
         assert asked["FP16"] == len(written.left_alone)
-    found = realized(build_stock(written.path), "", expected)
+    found = realized(plan, "", expected)
     assert found.source == "plan text" and "does not document" in found.note
     assert unverified(expected, found) == ()
     missing = lost(expected, found)
@@ -77,8 +87,8 @@ def test_every_layer_of_a_baseline_is_told(small, kind, tmp_path):
         assert found.counts[PRECISION[kind]] == len(written.quantized)
 
 
-def test_all_optimization_profiles_are_read_and_counted_once(small, tmp_path):
-    written = baseline(small, "fp8", tmp_path)
+def test_all_optimization_profiles_are_read_and_counted_once(engines):
+    written, _ = engines("bert", "fp8")
     expected = expected_by_graph(graph_of(written.path))
     plan = build_stock(written.path, profiles=2)
     assert read_plan_text(plan).programs == 2
@@ -86,10 +96,10 @@ def test_all_optimization_profiles_are_read_and_counted_once(small, tmp_path):
     assert lost(expected, realized(plan)) == ()
 
 
-def test_a_lost_precision_is_an_error_that_names_the_layers(small, tmp_path):
-    written = baseline(small, "mxfp8", tmp_path)
+def test_a_lost_precision_is_an_error_that_names_the_layers(engines):
+    written, plan = engines("bert", "mxfp8")
     expected = expected_by_graph(graph_of(written.path))
-    check = compare(expected, realized(build_stock(written.path)))
+    check = compare(expected, realized(plan))
     with pytest.raises(VerificationError) as caught:
         check_precision(check, "engine.plan", allow_fallback=False)
     line = str(caught.value)
@@ -171,11 +181,9 @@ def test_layers_of_a_baseline_that_cannot_fuse_are_found(planted, realized_as):
 
 
 @pytest.mark.parametrize("planted", ["wide input", "wide weight"])
-def test_one_damaged_layer_of_an_nvfp4_model_is_found_among_the_good_ones(
-    exported, planted, tmp_path
-):
+def test_one_damaged_layer_of_an_nvfp4_model_is_found_among_the_good_ones(engines, planted):
     """One layer's x, or its weight, is taken as it was before its quantization."""
-    written = baseline(exported("bert"), "nvfp4", tmp_path)
+    written, _ = engines("bert", "nvfp4")
     model = onnx.load(written.path)
     makers = {name: node for node in model.graph.node for name in node.output}
     victim = next(n for n in model.graph.node if n.name == written.quantized[-1])
@@ -213,9 +221,8 @@ def test_names_with_quotes_and_brackets_are_read_as_they_are():
     assert product.nodes[0] == 'li"n]e} a{r\\x é' and product.precision == "FP16"
 
 
-def test_a_cut_engine_says_less_and_nothing_else(small, tmp_path):
-    written = baseline(small, "fp8", tmp_path)
-    plan = build_stock(written.path)
+def test_a_cut_engine_says_less_and_nothing_else(engines):
+    _, plan = engines("bert", "fp8")
     whole = set(realized(plan).layers)
     for part in np.linspace(0, len(plan), 40).astype(int):
         read = realized(plan[:part]).layers
