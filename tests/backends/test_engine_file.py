@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import onnx
@@ -100,6 +101,24 @@ def test_a_layer_that_is_not_found_is_lost_if_the_engine_has_too_few(built):
     out, formats = built
     found = call("inspect", write_engine(out, list(formats)[:1]), "--json").json()
     assert [entry["node"] for entry in found["precision"]["lost"]] == list(formats)[1:]
+
+
+def test_the_inspectors_word_is_kept_with_the_engine(work, tensorrt):
+    tensorrt.faults.layers = [
+        {"Name": name, "LayerType": "PluginV3"} for name in ("first", "second")
+    ]
+    assert work.compile().code == 0
+    path = work.out / "engine.plan"
+    path.write_bytes(b"ftrt" + path.read_bytes())
+    assert call("inspect", path, "--json").json()["precision"]["realized"]["source"] == "nothing"
+    meta = json.loads((work.out / "engine.meta.json").read_text())
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    meta["engine"] = {"name": "engine.plan", "bytes": len(content), "sha256": digest}
+    (work.out / "engine.meta.json").write_text(json.dumps(meta))
+    found = call("inspect", path, "--json").json()
+    assert found["precision"]["realized"]["source"] == "engine inspector"
+    assert found["counts"] == {"plugin": 2} and found["precision"]["lost"] == []
 
 
 def test_another_model_beside_it_is_not_compared(built):

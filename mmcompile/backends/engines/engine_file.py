@@ -10,7 +10,7 @@ import onnx
 from mmcompile.backends.engines.expectations import expected_by_graph
 from mmcompile.backends.engines.layer_precision import Expected, PrecisionCheck
 from mmcompile.backends.engines.meta import META_FILE, EngineMeta, describe_file, read_meta
-from mmcompile.backends.engines.precision import compare, realized, realized_file
+from mmcompile.backends.engines.precision import INSPECTOR, compare, realized, realized_file
 from mmcompile.errors import MMCompileError, UsageError
 from mmcompile.output import MODEL_FILE
 
@@ -50,16 +50,20 @@ def is_engine(path: Path) -> bool:
 def engine_report(path: Path) -> EngineReport:
     """Reads an engine, or the JSON of its inspector, as `trtexec --exportLayerInfo` writes it.
 
-    Where the model that the engine was built of lies beside it, both are compared.
+    What the inspector told when the engine was built wins, where its description lies beside it.
+    Where the model that it was built of lies there too, both are compared.
 
     Raises:
         UsageError: the file cannot be read.
     """
-    expected, model = _expected_beside(path)
+    meta = _meta_beside(path)
+    expected, model = ((), "") if meta is None else _expected_beside(path, meta)
     try:
         size = path.stat().st_size
         if _head(path).lstrip().startswith(b"{"):
             found = realized(b"", path.read_bytes(), expected)
+        elif meta is not None and _is_inspected(path, meta):
+            found = meta.precision.realized
         else:
             found = realized_file(path, "", expected)
     except OSError as error:
@@ -79,13 +83,26 @@ def _head(path: Path) -> bytes:
         return file.read(_HEAD)
 
 
-def _expected_beside(path: Path) -> tuple[tuple[Expected, ...], str]:
-    """What the engine's model asks for, and its file; nothing where it is not surely that one."""
-    model = path.with_name(MODEL_FILE)
+def _meta_beside(path: Path) -> EngineMeta | None:
+    """The description beside a file, if it is of a file of that name."""
     try:
         meta = read_meta(path.with_name(META_FILE), EngineMeta)
-        if meta.engine.name != path.name or describe_file(model).sha256 != meta.model_sha256:
+    except MMCompileError:
+        return None
+    return meta if meta.engine.name == path.name else None
+
+
+def _is_inspected(path: Path, meta: EngineMeta) -> bool:
+    """Whether the description has the inspector's word of this very engine."""
+    return INSPECTOR in meta.precision.realized.source and describe_file(path) == meta.engine
+
+
+def _expected_beside(path: Path, meta: EngineMeta) -> tuple[tuple[Expected, ...], str]:
+    """What the engine's model asks for, and its file; nothing where it is not that one."""
+    model = path.with_name(MODEL_FILE)
+    try:
+        if describe_file(model).sha256 != meta.model_sha256:
             return (), ""
         return expected_by_graph(onnx.load(model, load_external_data=False)), str(model)
-    except (MMCompileError, OSError, ValueError):
+    except OSError:
         return (), ""
