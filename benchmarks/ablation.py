@@ -33,8 +33,9 @@ from mmcompile.calib.gradient_rows import GradientSamples
 from mmcompile.effort import DAMPING, WORK, Effort, Weights
 from mmcompile.pipeline import sense
 from mmcompile.plan import QuantPlan
-from mmcompile.policy.options import COST, Policy
-from mmcompile.policy.pairs import CLASSES, Budget, Objective, candidates
+from mmcompile.policy.budget import CLASSES, Budget, candidates
+from mmcompile.policy.cost import CostPolicy
+from mmcompile.targets.target import Objective
 from mmcompile.weights import pack
 
 BUDGETS = {"MX": (MX_CLASSES, Budget(1.25, 5.25)), "with NVFP4": (CLASSES, Budget(1.25, 5.0))}
@@ -168,7 +169,7 @@ def of_weights(subject: Subject, step: Step, seeds: int) -> Iterator[float]:
 
 def _plans(subject: Subject, what: str, step: Step, seeds: int) -> Iterator[QuantPlan]:
     classes, budget = BUDGETS[what]
-    policy = Policy(COST, classes=classes, target=budget, **step.options)
+    policy = CostPolicy(classes=classes, target=budget, **step.options)
     for seed in range(seeds):
         plans.forget()
         yield planned(subject, policy, seed)

@@ -29,14 +29,16 @@ import numpy.typing as npt
 
 from benchmarks import models
 from benchmarks.measure import environment, show
+from mmcompile.data.options import DataOptions
 from mmcompile.data.text import load_tokenizer
 from mmcompile.model.session import Purpose, open_session
 from mmcompile.pipeline.compile import compile_model
-from mmcompile.pipeline.options import CompileOptions, CompileResult, DataOptions, VerifyOptions
+from mmcompile.pipeline.options import CompileOptions, CompileResult, VerifyOptions
 from mmcompile.plan import QuantPlan
-from mmcompile.policy.options import MICROMIX, Policy
-from mmcompile.policy.order import Order
-from mmcompile.policy.split import Thresholds
+from mmcompile.policy.choices import Order, Thresholds
+from mmcompile.policy.micromix import MicroMixPolicy
+from mmcompile.policy.protocol import Policy
+from mmcompile.policy.registry import make_policy
 
 Feeds = list[dict[str, npt.NDArray[np.int64]]]
 CALIBRATION_PARAGRAPHS = 32
@@ -93,22 +95,22 @@ def main() -> None:
 def cases() -> Iterator[Case]:
     """What is compared: formats, MicroMix in its settings, channel orders, scale rules."""
     for name in UNIFORM:
-        yield Case(name, Policy(name))
+        yield Case(name, make_policy(name))
     yield from micromix_cases()
     for order in (Order.RANDOM, Order.REVERSED):
-        yield Case(f"micromix, {order} order", Policy(MICROMIX, order=order))
+        yield Case(f"micromix, {order} order", MicroMixPolicy(order=order))
     for rule in ("ocp", "saturation_free"):
         for name in ("mxfp8", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4", "micromix"):
-            yield Case(f"{name}, {rule}", Policy(name, scale_rule=rule))
+            yield Case(f"{name}, {rule}", make_policy(name, scale_rule=rule))
 
 
 def micromix_cases() -> Iterator[Case]:
     """MicroMix in its settings."""
-    yield Case("micromix (code, 128)", Policy(MICROMIX))
-    yield Case("micromix (code, 64)", Policy(MICROMIX, granularity=64))
-    yield Case("micromix (code, 32)", Policy(MICROMIX, granularity=32))
-    yield Case("micromix (paper, 128)", Policy(MICROMIX, thresholds=Thresholds.PAPER))
-    yield Case("micromix (code, λ 1.5, 32)", Policy(MICROMIX, granularity=32, factor=1.5))
+    yield Case("micromix (code, 128)", MicroMixPolicy())
+    yield Case("micromix (code, 64)", MicroMixPolicy(granularity=64))
+    yield Case("micromix (code, 32)", MicroMixPolicy(granularity=32))
+    yield Case("micromix (paper, 128)", MicroMixPolicy(thresholds=Thresholds.PAPER))
+    yield Case("micromix (code, λ 1.5, 32)", MicroMixPolicy(granularity=32, factor=1.5))
 
 
 def measure_minilm(arguments: argparse.Namespace) -> None:
@@ -145,7 +147,7 @@ def measure_babyllama(arguments: argparse.Namespace) -> None:
     whole = negative_log_likelihood(folder / "model.onnx", everything)
     rows = [["fp32", "32.00", "32.00", "32.00", f"{np.exp(exact):.3f}", "0"]]
     feeds = [{"input_ids": row[None, :-1]} for row in calibration]
-    for case in (*(Case(name, Policy(name)) for name in UNIFORM), *micromix_cases()):
+    for case in (*(Case(name, make_policy(name)) for name in UNIFORM), *micromix_cases()):
         result = compiled(folder / "model.onnx", case.policy, feeds)
         assert result.model is not None
         loss = negative_log_likelihood(result.model, held_out)

@@ -19,13 +19,14 @@ import numpy as np
 
 from benchmarks import accuracy, models
 from benchmarks.measure import show
+from mmcompile.data.options import DataOptions
 from mmcompile.model.passes.baselines import write_baseline
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.selection import Selection
 from mmcompile.pipeline.calibrate import calibrated, open_inputs
-from mmcompile.pipeline.options import DataOptions
 from mmcompile.pipeline.prepare import prepare
-from mmcompile.policy.options import MICROMIX, Policy
-from mmcompile.policy.split import Thresholds
+from mmcompile.policy.choices import Thresholds
+from mmcompile.policy.micromix import MicroMixPolicy
+from mmcompile.policy.registry import make_policy
 from mmcompile.progress import Silent
 
 BASELINES = (
@@ -36,9 +37,9 @@ BASELINES = (
     ("NVFP4 baseline (TRT operators)", "nvfp4", False),
 )
 POLICIES = (
-    *((f"uniform {name}", Policy(name)) for name in accuracy.UNIFORM),
-    ("MicroMix, thresholds `code`", Policy(MICROMIX, thresholds=Thresholds.CODE)),
-    ("MicroMix, thresholds `paper`", Policy(MICROMIX, thresholds=Thresholds.PAPER)),
+    *((f"uniform {name}", make_policy(name)) for name in accuracy.UNIFORM),
+    ("MicroMix, thresholds `code`", MicroMixPolicy(thresholds=Thresholds.CODE)),
+    ("MicroMix, thresholds `paper`", MicroMixPolicy(thresholds=Thresholds.PAPER)),
 )
 
 

@@ -30,8 +30,10 @@ from benchmarks.plans import (
 from benchmarks.subjects import Subject, add_arguments, both_errors, minilm
 from mmcompile.analysis.figures import speed_cost
 from mmcompile.plan import QuantPlan
-from mmcompile.policy.options import COST, UNIFORM, Policy
-from mmcompile.policy.pairs import CLASSES, Budget
+from mmcompile.policy.budget import CLASSES
+from mmcompile.policy.cost import CostPolicy
+from mmcompile.policy.registry import make_policy
+from mmcompile.policy.uniform import UNIFORM
 
 COST_OF_MIXTURES = 1.25
 COSTS = (1.0, COST_OF_MIXTURES, 2.0)
@@ -87,7 +89,7 @@ def injected(arguments: argparse.Namespace, seed: int) -> Subject:
 def plans(subject: Subject) -> Iterator[tuple[str, QuantPlan]]:
     """What is compared, under names that do not depend on the seed."""
     for name in ("mxfp4", "nvfp4", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8"):
-        yield f"uniform {UNIFORM[name]}", planned(subject, Policy(name))
+        yield f"uniform {UNIFORM[name]}", planned(subject, make_policy(name))
     for size in SIZES:
         plan = closest(micromix(subject, size), COST_OF_MIXTURES)
         name = f"micromix, runs of {size}, asked {COST_OF_MIXTURES:g}"
@@ -95,7 +97,7 @@ def plans(subject: Subject) -> Iterator[tuple[str, QuantPlan]]:
         yield f"{name}, E2M3", with_e2m3(plan)
     for cost in COSTS:
         for classes, what in ((MX_CLASSES, "MX"), (CLASSES, "with NVFP4")):
-            policy = Policy(COST, target=Budget(speed=cost), classes=classes)
+            policy = CostPolicy(target_speed=cost, classes=classes)
             yield f"cost, {what}, runs of 128, asked {cost:g}", planned(subject, policy)
 
 

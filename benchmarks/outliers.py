@@ -41,12 +41,13 @@ from mmcompile.errors import (
     UsageError,
     VerificationError,
 )
-from mmcompile.model import ModelWriter, SourceModel
 from mmcompile.model.passes.constants import ConstantFinder
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.selection import Selection
 from mmcompile.model.session import open_session
 from mmcompile.model.sites import LinearSite, SiteGroup
+from mmcompile.model.source import SourceModel
 from mmcompile.model.walk import all_graphs, all_nodes
+from mmcompile.model.writer import ModelWriter
 from mmcompile.pipeline.prepare import input_specs, prepare
 from mmcompile.plan import LeftAlone
 

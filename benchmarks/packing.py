@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from benchmarks.measure import environment, interleaved, median_ratio, show
 from mmcompile import _native
-from mmcompile.formats import BLOCK_FORMATS, THRESHOLDS
+from mmcompile.formats import BLOCK_FORMATS, THRESHOLDS, WeightScales
 from mmcompile.packed import THREADS, native_segments
-from mmcompile.plan import SCALE_WORD, Segment, WeightScales
+from mmcompile.plan import SCALE_WORD, Segment
 
 GOAL = 0.25
 """Share of memcpy's rate that packing is meant to reach."""

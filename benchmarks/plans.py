@@ -9,55 +9,52 @@ from collections.abc import Iterable, Iterator
 import msgspec
 import numpy as np
 
-from benchmarks.subjects import Subject, stats
-from mmcompile.analysis.figures import speed_cost
-from mmcompile.calib.gradient_rows import GradientSamples
-from mmcompile.pipeline import sense
+from benchmarks.subjects import TARGET, Subject, stats
+from mmcompile.formats import NVFP4
+from mmcompile.pipeline.evidence import evidence_of, sensed
 from mmcompile.plan import QuantPlan
-from mmcompile.policy.cost import GroupDamage, measure_damage, plan_cost
-from mmcompile.policy.options import COST, MICROMIX, Policy, make_plan
-from mmcompile.policy.pairs import CLASSES, NO_BUDGET, NVFP4, FormatPair
-from mmcompile.progress import Silent
+from mmcompile.policy.budget import CLASSES
+from mmcompile.policy.micromix import MicroMixPolicy
+from mmcompile.policy.protocol import Evidence, Needs, Policy
+from mmcompile.targets.target import FormatPair
 
 FACTORS = tuple(float(x) for x in np.geomspace(0.15, 14, 32))
 """The λ that MicroMix is tried with."""
-MX_CLASSES = tuple(name for name in CLASSES if name != NVFP4)
+MX_CLASSES = tuple(name for name in CLASSES if name != NVFP4.name)
 
 
 def planned(subject: Subject, policy: Policy, seed: int = 0) -> QuantPlan:
     """The plan of a model under a policy; the seed chooses rows and directions of `cost`."""
-    prepared, found = subject.prepared, stats(subject, policy.ratios)
-    if policy.name == COST:
-        samples, damage = _measured(subject, dataclasses.replace(policy, target=NO_BUDGET), seed)
-        return plan_cost(
-            prepared.groups, found, samples, damage, policy, prepared.source, prepared.left_alone
-        )
-    return make_plan(prepared.groups, found, policy, prepared.source, prepared.left_alone)
+    return policy.plan(_evidence(subject, policy.ratios, policy.needs, seed))
 
 
 def forget() -> None:
     """Measures damage anew from here on: the compiler has been changed."""
-    _measured.cache_clear()
+    _evidence.cache_clear()
 
 
 @functools.lru_cache(maxsize=16)
-def _measured(
-    subject: Subject, policy: Policy, seed: int
-) -> tuple[GradientSamples, tuple[GroupDamage, ...]]:
-    """Gradients, and the damage that all budgets of a policy share."""
-    prepared, found = subject.prepared, stats(subject, policy.ratios)
-    samples = sense.sensed(prepared, subject.data, found.samples, seed, Silent())
-    damage = measure_damage(prepared.groups, found, samples, policy, prepared.source, Silent())
-    return samples, damage
+def _evidence(subject: Subject, ratios: tuple[float, ...], needs: Needs, seed: int) -> Evidence:
+    """What is known of a model; all budgets of a policy share the damage that it remembers."""
+    run, found = subject.run, stats(subject, ratios)
+    if needs < Needs.GRADIENTS:
+        return evidence_of(run, found)
+    seeded = dataclasses.replace(run, execution=dataclasses.replace(run.execution, seed=seed))
+    return evidence_of(run, found, sensed(seeded, subject.data, found.samples))
 
 
 def micromix(subject: Subject, granularity: int) -> Iterator[QuantPlan]:
     """MicroMix with every λ of `FACTORS`, from one pass over the data."""
-    policies = [Policy(MICROMIX, factor=f, granularity=granularity) for f in FACTORS]
-    found = stats(subject, tuple(ratio for policy in policies for ratio in policy.ratios))
-    prepared = subject.prepared
+    policies = [MicroMixPolicy(factor=f, granularity=granularity) for f in FACTORS]
+    ratios = tuple(ratio for policy in policies for ratio in policy.ratios)
+    evidence = evidence_of(subject.run, stats(subject, ratios))
     for policy in policies:
-        yield make_plan(prepared.groups, found, policy, prepared.source, prepared.left_alone)
+        yield policy.plan(evidence)
+
+
+def speed_cost(plan: QuantPlan) -> float:
+    """Mean tensor-core cost of a plan's multiplications; 1 is all FP4, 2 no FP4."""
+    return TARGET.plan_speed_cost(plan.groups)
 
 
 def closest(plans: Iterable[QuantPlan], cost: float) -> QuantPlan:

@@ -33,13 +33,18 @@ from benchmarks.plans import (
     in_pair,
     micromix,
     planned,
+    speed_cost,
     with_e2m3,
 )
 from benchmarks.subjects import Subject, add_arguments, babyllama, both_errors, minilm
-from mmcompile.analysis.figures import speed_cost
 from mmcompile.plan import QuantPlan
-from mmcompile.policy.options import COST, MICROMIX, UNIFORM, Policy
-from mmcompile.policy.pairs import CLASSES, Budget, FormatPair, Objective
+from mmcompile.policy.budget import CLASSES
+from mmcompile.policy.cost import CostPolicy
+from mmcompile.policy.micromix import MicroMixPolicy
+from mmcompile.policy.protocol import Policy
+from mmcompile.policy.registry import make_policy
+from mmcompile.policy.uniform import UNIFORM
+from mmcompile.targets.target import FormatPair, Objective
 
 COSTS = (1.1, 1.25, 1.5, 2.0)
 BITS = (4.27, 4.5, 5.0, 6.0)
@@ -115,42 +120,42 @@ def by_cost(subject: Subject, costs: Sequence[float], seeds: int) -> Iterator[Ro
             yield Row(f"{name}, E2M3", f"cost {cost:g}", (with_e2m3(plan),))
         for classes, what in ((MX_CLASSES, "MX"), (CLASSES, "with NVFP4")):
             for size in (128, 32) if cost == TWO_BUDGETS else (128,):
-                policy = Policy(COST, granularity=size, target=Budget(speed=cost), classes=classes)
+                policy = CostPolicy(granularity=size, target_speed=cost, classes=classes)
                 name = f"cost, {what}, runs of {size}"
                 yield _row(subject, name, f"cost {cost:g}", policy, seeds)
         if cost == TWO_BUDGETS:
             for classes, what, bits in ((MX_CLASSES, "MX", 5.25), (CLASSES, "with NVFP4", 5.0)):
-                policy = Policy(COST, target=Budget(cost, bits), classes=classes)
+                policy = CostPolicy(target_speed=cost, target_bits=bits, classes=classes)
                 asked = f"cost {cost:g}, bits {bits:g}"
                 yield _row(subject, f"cost, {what}, runs of 128", asked, policy, seeds)
 
 
 def at_micromix(subject: Subject, seeds: int) -> Iterator[Row]:
     """MicroMix as published, and `cost` for its tensor-core cost and half a bit less."""
-    plan = planned(subject, Policy(MICROMIX))
+    plan = planned(subject, MicroMixPolicy())
     cost, bits = speed_cost(plan), plan.mean_weight_bits() - 0.5
     yield Row("micromix, λ 1, runs of 128", "–", (plan,))
     yield Row("micromix, λ 1, runs of 128, E2M3", "–", (with_e2m3(plan),))
-    policy = Policy(COST, target=Budget(cost, bits))
+    policy = CostPolicy(target_speed=cost, target_bits=bits)
     asked = f"cost {cost:.3f}, bits {bits:.2f}"
     yield _row(subject, "cost, with NVFP4, runs of 128", asked, policy, seeds)
 
 
 def by_bits(subject: Subject, seeds: int) -> Iterator[Row]:
     """The objective `decode`: activations and weights apart, and its simplest case."""
-    base = planned(subject, Policy("mxfp8"))
+    base = planned(subject, make_policy("mxfp8"))
     for weight in ("mxfp4", "mxfp6_e2m3"):
         pair = FormatPair("mxfp8", weight)
         yield Row(f"uniform A8 {weight}", f"bits {pair.bits:g}", (in_pair(base, pair),))
     for bits in BITS:
-        policy = Policy(COST, objective=Objective.DECODE, target=Budget(bits=bits))
+        policy = CostPolicy(objective=Objective.DECODE, target_bits=bits)
         yield _row(subject, "cost, decode", f"bits {bits:.2f}", policy, seeds)
 
 
 def uniform(subject: Subject) -> Iterator[Row]:
     """One format for everything."""
     for name in ("mxfp4", "nvfp4", "mxfp6_e3m2", "mxfp6_e2m3", "mxfp8"):
-        yield _row(subject, f"uniform {UNIFORM[name]}", "–", Policy(name), 1)
+        yield _row(subject, f"uniform {UNIFORM[name]}", "–", make_policy(name), 1)
 
 
 def _row(subject: Subject, name: str, asked: str, policy: Policy, seeds: int) -> Row:

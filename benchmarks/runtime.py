@@ -32,9 +32,10 @@ from benchmarks.measure import (
     run_process,
     show,
 )
+from mmcompile.data.options import DataOptions
 from mmcompile.pipeline.compile import compile_model
-from mmcompile.pipeline.options import CompileOptions, DataOptions, VerifyOptions
-from mmcompile.policy.options import Policy
+from mmcompile.pipeline.options import CompileOptions, VerifyOptions
+from mmcompile.policy.registry import make_policy
 
 GOAL = 2.0
 """The compiled model is to take at most this many times the original's time."""
@@ -75,7 +76,7 @@ def compiled(folder: Path, policy: str) -> Path:
             samples=32,
             max_length=128,
         ),
-        policy=Policy(policy),
+        policy=make_policy(policy),
         verify=VerifyOptions(enabled=False),
         html=False,
     )

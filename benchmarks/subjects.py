@@ -19,16 +19,20 @@ from benchmarks import models
 from benchmarks.accuracy import Feeds, negative_log_likelihood, paragraphs, run_all, similarity
 from mmcompile.calib.stats import ActivationStats
 from mmcompile.data.dataset import CalibrationData, open_data
-from mmcompile.effort import Effort, Weights
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.data.options import DataOptions
+from mmcompile.effort import Weights
+from mmcompile.model.selection import Selection
 from mmcompile.model.session import Purpose, open_session
-from mmcompile.pipeline.calibrate import calibrated
+from mmcompile.pipeline.evidence import calibrated
 from mmcompile.pipeline.prepare import Prepared, input_specs, prepare
+from mmcompile.pipeline.run import Inputs, Run, execution_of
 from mmcompile.pipeline.trial import write_trial
 from mmcompile.pipeline.weights import WeightInputs, no_inputs
 from mmcompile.plan import QuantPlan
-from mmcompile.progress import Silent
+from mmcompile.targets.names import parse_target
 
+TARGET = parse_target("sm_120")
+"""What plans are made for, and priced on."""
 SMALL_SAMPLES, SMALL_TOKENS = 16, 64
 """Random inputs of a small model, to calibrate and as many others to measure."""
 
@@ -39,19 +43,28 @@ class Subject:
 
     Attributes:
         title: what it is, for the table.
-        prepared: the model.
-        data: the calibration data.
+        run: the model, with its calibration data.
         error: the error of a compiled model on other inputs.
         figure: name of that error.
         inputs: sampled inputs of the layers, for error feedback.
     """
 
     title: str
-    prepared: Prepared
-    data: CalibrationData
+    run: Run
     error: Callable[[Path], float]
     figure: str
     inputs: WeightInputs
+
+    @property
+    def prepared(self) -> Prepared:
+        """The model."""
+        return self.run.prepared
+
+    @property
+    def data(self) -> CalibrationData:
+        """The calibration data."""
+        assert self.run.inputs.calibration is not None
+        return self.run.inputs.calibration
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,22 +157,15 @@ def subject(
 ) -> Subject:
     """A model with feeds to calibrate it; see `Subject`."""
     prepared = prepare(model, Selection())
-    data = open_data(
-        feeds,
-        input_specs(prepared.runnable),
-        limit=None,
-        seed=0,
-        max_length=512,
-        tokenizer=None,
-    )
+    data = open_data(feeds, input_specs(prepared.runnable), DataOptions(samples=None))
     data = dataclasses.replace(data, count=len(feeds))
-    inputs = WeightInputs(prepared, data, Weights.GPTQ, Effort.BALANCED, 0, Silent())
-    return Subject(title, prepared, data, error, figure, inputs)
+    run = Run(prepared, Inputs(data, None, disjoint=True), TARGET, execution_of(prepared))
+    return Subject(title, run, error, figure, WeightInputs(run, Weights.GPTQ))
 
 
 def stats(measured: Subject, ratios: Sequence[float]) -> ActivationStats:
     """Calibration statistics, with the shares of values above some thresholds."""
-    return calibrated(measured.prepared, measured.data, tuple(ratios), 0, Silent())[0]
+    return calibrated(measured.run, measured.data, tuple(ratios))[0]
 
 
 def error_of(measured: Subject, plan: QuantPlan, weights: Weights) -> float:

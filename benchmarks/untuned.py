@@ -25,8 +25,9 @@ from benchmarks.subjects import Subject, add_output_arguments, error_of, small
 from mmcompile.analysis.figures import speed_cost
 from mmcompile.effort import Weights
 from mmcompile.plan import QuantPlan
-from mmcompile.policy.options import COST, MICROMIX, Policy
-from mmcompile.policy.pairs import CLASSES, Budget
+from mmcompile.policy.budget import CLASSES, Budget
+from mmcompile.policy.cost import CostPolicy
+from mmcompile.policy.micromix import MicroMixPolicy
 
 NAMES = ("llama", "qwen2", "qwen3", "bert", "gpt2")
 SIZES = (32, 128)
@@ -90,12 +91,12 @@ def measure(subject: Subject, size: int, weights: Weights) -> Figures:
 
 def plans(subject: Subject, size: int) -> tuple[QuantPlan, ...]:
     """MicroMix's plan and the others at its cost, as `COMPARED` names them."""
-    own = planned(subject, Policy(MICROMIX, granularity=size))
+    own = planned(subject, MicroMixPolicy(granularity=size))
     same = Budget(speed=speed_cost(own))
     fewer = Budget(speed=same.speed, bits=own.mean_weight_bits() - FEWER_BITS)
 
     def by_cost(classes: tuple[str, ...], target: Budget) -> QuantPlan:
-        return planned(subject, Policy(COST, granularity=size, classes=classes, target=target))
+        return planned(subject, CostPolicy(granularity=size, classes=classes, target=target))
 
     others = by_cost(MX_CLASSES, same), by_cost(CLASSES, same), by_cost(CLASSES, fewer)
     return own, with_e2m3(own), *others

@@ -6,8 +6,10 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from mmcompile.model.sites import SiteGroup
+if TYPE_CHECKING:
+    from mmcompile.model.sites import SiteGroup
 
 
 class Effort(enum.StrEnum):
@@ -25,7 +27,7 @@ class Weights(enum.StrEnum):
     GPTQ = "gptq"
 
 
-LEAST_ROWS = 4096
+LEAST_FEEDBACK_ROWS = 4096
 """Token rows per tensor that error feedback sees at any size of a model, if there are so many."""
 DAMPING = 0.05
 """Of the Hessian, relative to its diagonal's mean, where only one is tried."""
@@ -58,7 +60,9 @@ class Work:
     def rows(self, groups: Sequence[SiteGroup]) -> int:
         """Token rows per tensor for error feedback."""
         squares = sum(group.in_channels**2 for group in groups)
-        return int(min(self.feedback_rows, max(LEAST_ROWS, self.operations / max(1, squares))))
+        return int(
+            min(self.feedback_rows, max(LEAST_FEEDBACK_ROWS, self.operations / max(1, squares)))
+        )
 
     def is_thorough(self, groups: Sequence[SiteGroup]) -> bool:
         """Whether the model is small enough for all steps.

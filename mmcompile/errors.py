@@ -7,6 +7,20 @@ A traceback reaches the terminal only for `INTERNAL`, that is, for a bug in mmco
 from __future__ import annotations
 
 import enum
+import re
+
+ARGUMENTS = {
+    "--calib": "calibration",
+    "--data": "data",
+    "--lambda": "factor",
+    "--no-verify": "verify.enabled=False",
+    "--quantize-heads": "heads",
+    "--stats": "shards",
+    "--verify-data": "verification",
+    "--verify-samples": "samples",
+}
+"""Arguments of the Python API by the options of the command line, where names differ."""
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 
 
 class ExitCode(enum.IntEnum):
@@ -40,9 +54,18 @@ class MMCompileError(Exception):
         super().__init__(code, self.where, reason, remedy)
 
     def __str__(self) -> str:
-        """The error as one line: `where: reason; remedy [code]`."""
+        """The error as one line in Python's words: options are arguments."""
+        return _OPTION.sub(lambda found: argument_of(found[0]), self.on_command_line())
+
+    def on_command_line(self) -> str:
+        """The error as one line: `where: reason; remedy [code]`, options as they are typed."""
         line = f"{self.where}: {self.reason}; {self.remedy} [{self.code}]"
         return " ".join(line.split())
+
+
+def argument_of(option: str) -> str:
+    """The argument that an option of the command line has in Python, e.g. `target_bits`."""
+    return ARGUMENTS.get(option, option.removeprefix("--").replace("-", "_"))
 
 
 class UsageError(MMCompileError):

@@ -12,14 +12,14 @@ import hashlib
 import itertools
 from collections import Counter
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from mmcompile.dtypes import IntArray
 from mmcompile.errors import UsageError
-from mmcompile.formats import BLOCK_FORMATS, BlockFormat, block_format
+from mmcompile.formats import BLOCK_FORMATS, BlockFormat, WeightScales, block_format
 
 PLAN_VERSION = 1
 PADDING = -1
@@ -33,9 +33,6 @@ SCALE_WORD = 4
 
 UNFIT = "(unfit: random numbers)"
 """Ends the description of calibration data that says nothing about real activations."""
-
-IntArray = npt.NDArray[np.int32]
-WeightScales = Literal["rule", "searched"]
 
 
 class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -270,10 +267,10 @@ def _segment_problem(segment: Segment) -> str | None:
     for name in (segment.act_format, segment.weight_format):
         if name not in BLOCK_FORMATS:
             return f"unknown format '{name}'; known are {', '.join(BLOCK_FORMATS)}"
-    if (segment.act_format == "nvfp4") != (segment.weight_format == "nvfp4"):
+    if not segment.activation.multiplies(segment.weight):
         return (
             f"a segment of {segment.act_format} activations and {segment.weight_format} "
-            "weights, which no tensor-core instruction multiplies; make both nvfp4 or neither"
+            "weights, which no tensor-core instruction multiplies; give both block scales alike"
         )
     if segment.channels <= 0 or segment.channels % 32:
         return f"a segment of {segment.channels} channels; lengths are multiples of 32"

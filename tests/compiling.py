@@ -11,12 +11,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from mmcompile.model import ModelWriter, SourceModel, load_model
-from mmcompile.model.passes.find_linears import Selection, find_linears
+from mmcompile.model.passes.find_linears import find_linears
 from mmcompile.model.passes.group_sites import group_sites
 from mmcompile.model.passes.name_nodes import name_nodes
 from mmcompile.model.passes.rewrite_linears import packed_names, rewrite_linears
+from mmcompile.model.selection import Selection
 from mmcompile.model.sites import LinearSite, SiteGroup
+from mmcompile.model.source import SourceModel, load_model
+from mmcompile.model.writer import ModelWriter
 from mmcompile.packed import PackedLinear
 from mmcompile.plan import GroupPlan, LeftAlone, Segment, format_order
 from mmcompile.weights.pack import pack_group

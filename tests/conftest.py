@@ -14,15 +14,15 @@ for _module in ("tensorrt", "tensorrt_rtx"):
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """`exported(name)` is the path of a small model's ONNX file, made once for all workers."""
+    """`exported(name, dtype)` is the path of a small model's ONNX file, made once for all."""
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
     root.mkdir(exist_ok=True)
 
-    def export(name):
+    def export(name, dtype="fp32"):
         for package in ("torch", "transformers", "onnxscript"):
             pytest.importorskip(package, reason=f"exports need {package}")
-        folder = root / name
+        folder = root / f"{name}-{dtype}"
         folder.mkdir(exist_ok=True)
         with (folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -31,7 +31,7 @@ def exported(tmp_path_factory):
                 # Not for tests of the GPU alone, whose machine may have no onnx.
                 from tests.models import export_small_model
 
-                export_small_model(name, folder)
+                export_small_model(name, folder, dtype=dtype)
             return model
 
     return export

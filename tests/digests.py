@@ -96,7 +96,9 @@ def compiled_digests(model: Path, data: Path, options: list[str], output: Path) 
     from mmcompile.cli import run
 
     asked = ["compile", str(model), "--gpu", "sm_120", "--calib", str(data), "-o", str(output)]
-    code = run([*asked, *options, "--no-verify", "--no-html", "--no-engine", "--json"])
+    code = run(
+        [*asked, *options, "--rest", "keep", "--no-verify", "--no-html", "--no-engine", "--json"]
+    )
     if code:
         raise RuntimeError(f"exit code {code} with {options}")
     names = ("plan.json", "model.onnx.data")

@@ -16,6 +16,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mmcompile.exporting.options import Dtype
+
 SMALL_MODELS = ("llama", "qwen2", "qwen3", "bert", "gpt2")
 SMALL_VOCABULARY = 120
 CHECKPOINT = "hugging_face"
@@ -87,17 +89,16 @@ def small_model(name: str, seed: int = 0) -> Any:
     return model.eval()
 
 
-def export_small_model(name: str, folder: Path, seed: int = 0, **options: Any) -> Path:
-    """Saves `small_model(name, seed)` below `folder` and exports it; returns `folder/model.onnx`.
-
-    Options go to `export_model`.
-    """
+def export_small_model(name: str, folder: Path, seed: int = 0, dtype: Dtype = "fp32") -> Path:
+    """Saves `small_model(name, seed)` below a folder and exports it; the `model.onnx` there."""
     from mmcompile.exporting import export_model
+    from mmcompile.exporting.options import ExportOptions
     from mmcompile.exporting.source import quiet
 
     with quiet():
         small_model(name, seed).save_pretrained(folder / CHECKPOINT)
-    return export_model(str(folder / CHECKPOINT), folder / "model.onnx", **options)
+    options = ExportOptions(dtype=dtype)
+    return export_model(str(folder / CHECKPOINT), folder / "model.onnx", options)
 
 
 def weight(*shape: int, seed: int = 0) -> np.ndarray:

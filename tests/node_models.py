@@ -9,13 +9,13 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile import ops
-from mmcompile.formats import (
+from mmcompile.plan import GroupPlan, Segment, format_order
+from mmcompile.quantize import (
     dequantize_blocks,
     pack_codes,
     quantize_blocks,
     quantize_blocks_searched,
 )
-from mmcompile.plan import GroupPlan, Segment, format_order
 
 ELEM_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 

@@ -12,18 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmcompile.formats import (
-    BLOCK_FORMATS,
-    E2M1,
-    E2M3,
-    E3M2,
-    E4M3,
-    E8M0_SCALES,
-    THRESHOLDS,
-    element_table,
-    encode_elements,
-    mx_scale_bytes,
-)
+from mmcompile.formats import BLOCK_FORMATS, E2M1, E2M3, E3M2, E4M3, THRESHOLDS
+from mmcompile.quantize import E8M0_SCALES, element_table, encode_elements, mx_scale_bytes
 
 SOURCE = Path(__file__).with_name("cuda_oracle.cpp")
 ELEMENTS = [E2M1, E2M3, E3M2, E4M3]

@@ -18,13 +18,15 @@ from mmcompile.formats import (
     E2M3,
     E3M2,
     E4M3,
-    E4M3_SCALES,
-    E8M0_SCALES,
     OCP_THRESHOLD,
     THRESHOLDS,
     BlockFormat,
     ElementFormat,
     block_format,
+)
+from mmcompile.quantize import (
+    E4M3_SCALES,
+    E8M0_SCALES,
     dequantize_blocks,
     element_table,
     encode_elements,

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmcompile.formats import (
-    BLOCK_FORMATS,
+from mmcompile.formats import BLOCK_FORMATS
+from mmcompile.quantize import (
     dequantize_blocks,
     pack_codes,
     quantize_blocks,

@@ -17,7 +17,7 @@ from benchmarks.outliers import (
     main,
 )
 from mmcompile.errors import UnsupportedModelError, UsageError, VerificationError
-from mmcompile.model import load_model
+from mmcompile.model.source import load_model
 from tests.compiling import run
 from tests.models import K, N, matmul, model_of, small_model, transposed_weight, weight
 

@@ -206,7 +206,7 @@ def test_nvfp4_on_one_side_only_says_why(act, weights, tmp_path):
     assert error.where.endswith("plan.json, group qkv")
     assert error.reason == (
         f"a segment of {act} activations and {weights} weights, "
-        "which no tensor-core instruction multiplies; make both nvfp4 or neither"
+        "which no tensor-core instruction multiplies; give both block scales alike"
     )
 
 

@@ -9,10 +9,11 @@ import onnx
 import pytest
 from polygraphy.comparator import CosineSimilarityCompareFunc, IterationResult, SnrCompareFunc
 
-from mmcompile import CompileOptions, compile_model
 from mmcompile.backends.engines.bundle import polygraphy_lines
-from mmcompile.model.passes.find_linears import Selection
-from mmcompile.pipeline.options import DataOptions
+from mmcompile.data.options import DataOptions
+from mmcompile.model.selection import Selection
+from mmcompile.pipeline.compile import compile_model
+from mmcompile.pipeline.options import CompileOptions
 from mmcompile.verification.metrics import Agreement
 from tests.models import linear_model
 

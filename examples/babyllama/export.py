@@ -234,8 +234,8 @@ def prepare(checkpoint: Path, text: Path, folder: Path) -> None:
         folder / "model.onnx",
         dynamic_shapes={"input_ids": {0: "batch", 1: "sequence"}},
         outputs=["logits"],
-        progress=lambda line: print(f"babyllama: {line}"),
     )
+    print(f"babyllama: wrote {written}")
     for name, part in (("calibration.npz", calibration), ("heldout.npz", heldout)):
         np.savez(folder / name, input_ids=part)
         print(f"babyllama: wrote {folder / name}: {len(part)} rows of {part.shape[1]} tokens")

@@ -6,27 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from mmcompile.dtypes import F64
 from mmcompile.plan import PADDING, GroupPlan, QuantPlan
-from mmcompile.policy.pairs import FormatPair
 from mmcompile.report.analysis import FormatShare
+from mmcompile.targets.target import FormatPair, Kind
 
 Pair = tuple[str, str]
 """Formats of activations and weights."""
-F64 = npt.NDArray[np.float64]
-
-
-def speed_cost(plan: QuantPlan) -> float:
-    """Mean tensor-core cost of a plan's multiplications, padding included (`FormatPair.speed`)."""
-    spent = whole = 0.0
-    for group in plan.groups:
-        outputs = sum(group.out_channels)
-        whole += outputs * group.padded_channels
-        for segment in group.segments:
-            pair = FormatPair(segment.act_format, segment.weight_format)
-            spent += outputs * segment.channels * pair.speed
-    return spent / whole
 
 
 def mean_act_bits(plan: QuantPlan) -> float:
@@ -59,10 +46,10 @@ def format_shares(groups: Sequence[GroupPlan]) -> tuple[FormatShare, ...]:
     return tuple(FormatShare(*pair, counts[pair] / total) for pair in sorted(counts, key=pair_rank))
 
 
-def pair_rank(pair: Pair) -> tuple[float, float, Pair]:
-    """Sorts pairs of formats, the cheapest first."""
-    costs = FormatPair(*pair)
-    return costs.speed, costs.bits, pair
+def pair_rank(pair: Pair) -> tuple[bool, float, Pair]:
+    """Sorts pairs of formats, the cheapest first: the faster instruction, then fewer bits."""
+    formats = FormatPair(*pair)
+    return formats.kind is Kind.BLOCK8, formats.bits, pair
 
 
 def format_agreement(first: QuantPlan, second: QuantPlan) -> tuple[float, float]:

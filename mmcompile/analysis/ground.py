@@ -7,28 +7,29 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mmcompile.analysis.figures import format_shares, mean_act_bits, speed_cost
+from mmcompile.analysis.figures import format_shares, mean_act_bits
+from mmcompile.analysis.options import AnalyzeOptions
 from mmcompile.calib.gradient_rows import GradientSamples
 from mmcompile.calib.stats import ActivationStats
 from mmcompile.data.dataset import CalibrationData, Sample
 from mmcompile.effort import Effort, Weights
 from mmcompile.packed import PackedLinear
-from mmcompile.pipeline.calibrate import calibrated
+from mmcompile.pipeline.evidence import calibrated, evidence_of, sensed
 from mmcompile.pipeline.prepare import Prepared
-from mmcompile.pipeline.search import smallest_within
-from mmcompile.pipeline.sense import sensed
+from mmcompile.pipeline.run import Inputs, Run
 from mmcompile.pipeline.trial import Reference, TrialBench, worst_error
 from mmcompile.pipeline.weights import InputsOf, no_inputs, weights_in_force
 from mmcompile.plan import QuantPlan
-from mmcompile.policy.cost import GroupDamage, measure_damage, plan_cost
-from mmcompile.policy.options import COST, MICROMIX, UNIFORM, Policy, make_plan
-from mmcompile.policy.pairs import NO_BUDGET, Budget
+from mmcompile.policy.protocol import Evidence, Policy
+from mmcompile.policy.uniform import UniformPolicy
 from mmcompile.progress import Progress
 from mmcompile.report.analysis import PlanFigures
+from mmcompile.targets.target import Target
 from mmcompile.verification.metrics import Agreement
 from mmcompile.weights.pack import pack_group
 
-UNIFORM_FORMATS = ("mxfp4", "nvfp4", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8")
+UNCHANGED = "held back"
+"""Name of the inputs that were held back, as they are."""
 
 
 @dataclass(frozen=True)
@@ -36,142 +37,104 @@ class Observed:
     """What data shows of a model: enough to plan it, by any policy.
 
     Attributes:
-        prepared: the model.
-        data: the data.
-        stats: statistics of the layers' inputs.
-        gradients: sampled gradients of their outputs.
-        damage: what each format would do to each group; empty where only statistics were taken.
+        run: the model, and the data as its calibration data.
+        evidence: what is known; without gradients where only statistics were taken.
     """
 
-    prepared: Prepared
-    data: CalibrationData
-    stats: ActivationStats
-    gradients: GradientSamples
-    damage: tuple[GroupDamage, ...]
+    run: Run
+    evidence: Evidence
 
-    def plan(self, policy: Policy) -> QuantPlan:
-        """The plan of a policy; one of `cost` has the classes that the damage was measured of.
+    @property
+    def prepared(self) -> Prepared:
+        """The model."""
+        return self.run.prepared
 
-        Raises:
-            UsageError: no choice of formats meets the budget.
-        """
-        prepared = self.prepared
-        if policy.name == COST:
-            return plan_cost(
-                prepared.groups,
-                self.stats,
-                self.gradients,
-                self.damage,
-                policy,
-                prepared.source,
-                prepared.left_alone,
-            )
-        return make_plan(prepared.groups, self.stats, policy, prepared.source, prepared.left_alone)
+    @property
+    def data(self) -> CalibrationData:
+        """The data."""
+        assert self.run.inputs.calibration is not None
+        return self.run.inputs.calibration
+
+    @property
+    def stats(self) -> ActivationStats:
+        """Statistics of the layers' inputs."""
+        return self.evidence.stats
+
+    @property
+    def gradients(self) -> GradientSamples:
+        """Sampled gradients of their outputs."""
+        assert self.evidence.gradients is not None
+        return self.evidence.gradients
 
 
 def observe(
-    prepared: Prepared,
-    data: CalibrationData,
-    policy: Policy,
-    ratios: Sequence[float],
-    seed: int,
-    effort: Effort,
-    progress: Progress,
-    *,
-    gradients: bool = True,
+    run: Run, data: CalibrationData, ratios: Sequence[float], *, gradients: bool = True
 ) -> Observed:
     """Runs the model over data, once for statistics and once for gradients, or asks the cache.
 
     Args:
-        prepared: the model.
+        run: the model.
         data: the data.
-        policy: any policy with the classes, the granularity and the scales of `cost`.
-        ratios: thresholds whose exceedances are counted, beside the policy's own.
-        seed: of sampled rows and directions.
-        effort: how many rows and directions are taken.
-        progress: told how far it is.
-        gradients: whether to take gradients and to measure damage, which `cost` alone needs.
+        ratios: thresholds whose exceedances are counted.
+        gradients: whether to take gradients.
     """
-    counted = tuple(dict.fromkeys((*policy.ratios, *ratios)))
-    stats, _ = calibrated(prepared, data, counted, seed, progress)
-    if not gradients:
-        return Observed(prepared, data, stats, GradientSamples({}, {}), ())
-    found = sensed(prepared, data, stats.samples, seed, progress, effort)
-    damage = measure_damage(
-        prepared.groups, stats, found, cost_policy(policy), prepared.source, progress
-    )
-    return Observed(prepared, data, stats, found, damage)
+    stats, _ = calibrated(run, data, tuple(dict.fromkeys(ratios)))
+    found = sensed(run, data, stats.samples) if gradients else None
+    seen = dataclasses.replace(run, inputs=Inputs(data, None, disjoint=True))
+    return Observed(seen, evidence_of(run, stats, found))
 
 
-def cost_policy(policy: Policy, budget: Budget = NO_BUDGET) -> Policy:
-    """The policy `cost` with a budget and otherwise a policy's settings."""
-    return dataclasses.replace(policy, name=COST, target=budget, max_error=None)
+@dataclass(frozen=True)
+class Candidate:
+    """A plan to measure.
+
+    Attributes:
+        policy: what it was made by.
+        plan: the plan.
+        chosen: whether it is the one that the options ask for.
+    """
+
+    policy: Policy
+    plan: QuantPlan
+    chosen: bool = False
 
 
-def micromix_policy(policy: Policy, factor: float) -> Policy:
-    """MicroMix with a λ and otherwise a policy's settings, in its own channel order."""
-    return dataclasses.replace(
-        policy, name=MICROMIX, factor=factor, target=NO_BUDGET, max_error=None, order=None
-    )
+@dataclass(frozen=True)
+class Ground:
+    """What the sections work on.
 
-
-def uniform_policy(policy: Policy, name: str) -> Policy:
-    """One format throughout, with a policy's settings otherwise, in the model's own order."""
-    return dataclasses.replace(policy, name=name, target=NO_BUDGET, max_error=None, order=None)
-
-
-def choose_plan(
-    observed: Observed, policy: Policy, inputs_of: InputsOf, progress: Progress
-) -> tuple[QuantPlan, Policy]:
-    """The plan that a policy asks for, and the policy with the budget that `max_error` came to.
-
-    Args:
+    Attributes:
+        options: what is asked.
         observed: the calibration data.
-        policy: the policy.
-        inputs_of: sampled inputs for error feedback, which `max_error` is measured with.
-        progress: told after every candidate.
-
-    Raises:
-        UsageError: no plan meets the budget, or none the largest error.
+        chosen: the chosen plan, its policy with the budget in force.
+        trials: runs trial models; it knows the held-back inputs as `UNCHANGED`.
     """
-    if policy.max_error is None:
-        return observed.plan(policy), policy
 
-    def planned(budget: Budget) -> QuantPlan:
-        return observed.plan(cost_policy(policy, budget))
+    options: AnalyzeOptions
+    observed: Observed
+    chosen: Candidate
+    trials: Trials
 
-    plan = smallest_within(
-        observed.prepared,
-        observed.data,
-        planned,
-        policy.objective,
-        policy.max_error,
-        progress,
-        inputs_of,
-    )
-    found = {
-        name.removeprefix("target_"): float(value)
-        for name, value in plan.parameters.items()
-        if name in ("target_speed", "target_bits")
-    }
-    return plan, cost_policy(policy, Budget(**found))
+    @property
+    def progress(self) -> Progress:
+        """Told how far a section is."""
+        return self.observed.run.progress
 
+    @property
+    def target(self) -> Target:
+        """The GPU that formats are priced for."""
+        return self.observed.run.target
 
-def plan_title(policy: Policy) -> str:
-    """A plan's name in a few words, by its policy."""
-    if policy.name == COST:
-        budget = policy.budget
-        parts = [f"{budget.speed:g}"] if budget.speed is not None else []
-        parts += [f"{budget.bits:.4g} bits"] if budget.bits is not None else []
-        return f"cost {', '.join(parts)}"
-    if policy.name == MICROMIX:
-        return f"MicroMix λ {policy.factor:.3g}"
-    return UNIFORM[policy.name]
+    def figures(self, candidate: Candidate, damage: float) -> PlanFigures:
+        """A plan's costs and its error on the held-back inputs; `damage` is the predicted one."""
+        agreements = self.trials.agreements(candidate.plan, [UNCHANGED])[0]
+        return plan_figures(candidate, self.target, agreements, damage)
 
 
-def plan_family(policy: Policy) -> str:
-    """`cost`, `micromix` or `uniform`."""
-    return policy.name if policy.name in (COST, MICROMIX) else "uniform"
+def uniform_policy(policy: Policy, name: str) -> UniformPolicy:
+    """One format throughout, with a policy's block scales, in the model's own order."""
+    scales = {key: getattr(policy, key) for key in ("scale_rule", "weight_scales")}
+    return UniformPolicy(name=name, **scales)
 
 
 @dataclass(frozen=True)
@@ -206,12 +169,15 @@ class Trials:
         prepared: the model.
         bench: the bench that trial models run on.
         rounding: how their weights are rounded.
+
+    Attributes:
+        rounding: as given.
     """
 
     def __init__(self, prepared: Prepared, bench: TrialBench, rounding: Rounding) -> None:
+        self.rounding = rounding
         self._prepared = prepared
         self._bench = bench
-        self._rounding = rounding
         self._references: dict[str, Reference] = {}
         self._found: dict[tuple[str, Weights, str], dict[str, Agreement]] = {}
 
@@ -221,12 +187,12 @@ class Trials:
 
     def agreements(self, plan: QuantPlan, names: Sequence[str]) -> list[dict[str, Agreement]]:
         """Agreement by output of a plan's model with the original, per set of inputs."""
-        key = (plan.digest(), self._rounding.method(plan.policy))
+        key = (plan.digest(), self.rounding.method(plan.policy))
         missing = [name for name in names if (*key, name) not in self._found]
         if missing:
             decided = tuple(zip(self._prepared.groups, plan.groups, strict=True))
             references = [self._references[name] for name in missing]
-            inputs_of = self._rounding.inputs_of(plan.policy)
+            inputs_of = self.rounding.inputs_of(plan.policy)
             found = self._bench.agreements(decided, references, inputs_of)
             for name, agreements in zip(missing, found, strict=True):
                 self._found[*key, name] = agreements
@@ -239,37 +205,37 @@ class Trials:
     def error_alone(self, plan: QuantPlan, index: int, name: str) -> float | None:
         """The error of a model in which only one group of a plan is compiled."""
         decided = [(self._prepared.groups[index], plan.groups[index])]
-        inputs_of = self._rounding.inputs_of(plan.policy)
+        inputs_of = self.rounding.inputs_of(plan.policy)
         found = self._bench.agreements(decided, [self._references[name]], inputs_of)
         return _finite(worst_error(found[0]))
 
     def packed(self, plan: QuantPlan, index: int) -> PackedLinear:
         """The weights of one group of a plan, as its trials have them."""
-        sites, inputs_of = self._prepared.groups[index], self._rounding.inputs_of(plan.policy)
+        sites, inputs_of = self._prepared.groups[index], self.rounding.inputs_of(plan.policy)
         return pack_group(sites, plan.groups[index], self._prepared.source, inputs_of(sites))
 
 
 def plan_figures(
-    name: str, family: str, plan: QuantPlan, agreements: Mapping[str, Agreement], damage: float
+    candidate: Candidate, target: Target, agreements: Mapping[str, Agreement], damage: float
 ) -> PlanFigures:
     """A plan's costs and what was found of it.
 
     Args:
-        name: its name, in words.
-        family: `cost`, `micromix` or `uniform`.
-        plan: the plan.
+        candidate: the plan.
+        target: the GPU that prices its formats.
         agreements: its model's agreement with the original, by output.
         damage: its predicted damage.
     """
+    plan = candidate.plan
     mismatches = [f"{key}: {found.mismatch}" for key, found in agreements.items() if found.mismatch]
     known = {k: found for k, found in agreements.items() if not math.isnan(found.cosine_mean)}
     worst = min(known, key=lambda key: known[key].cosine_mean, default=None)
     divergences = [f.kl_divergence for f in known.values() if f.kl_divergence is not None]
     agreed = [f.top1_agreement for f in known.values() if f.top1_agreement is not None]
     return PlanFigures(
-        name=name,
-        family=family,
-        speed_cost=speed_cost(plan),
+        name=candidate.policy.title,
+        family=candidate.policy.family,
+        speed_cost=target.plan_speed_cost(plan.groups),
         weight_bits=plan.mean_weight_bits(),
         act_bits=mean_act_bits(plan),
         shares=format_shares(plan.groups),

@@ -6,11 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mmcompile.analysis.figures import channel_pairs, format_shares
-from mmcompile.analysis.ground import Observed, Trials
-from mmcompile.plan import GroupPlan, QuantPlan
-from mmcompile.policy.options import watched_tensor
+from mmcompile.analysis.ground import UNCHANGED, Ground
+from mmcompile.plan import GroupPlan
 from mmcompile.policy.plan_damage import GroupHarm, channel_damage_of
-from mmcompile.progress import Progress
 from mmcompile.report.analysis import (
     ChannelDamage,
     DamageProfile,
@@ -28,44 +26,18 @@ PROFILE_POINTS = 160
 """Most entries of a class in a profile."""
 
 
-def layers_section(
-    observed: Observed,
-    plan: QuantPlan,
-    error: float | None,
-    limit: int,
-    trials: Trials,
-    held_back: str,
-    progress: Progress,
-) -> Layers:
-    """Measures every group of the plan alone.
-
-    Args:
-        observed: the calibration data.
-        plan: the chosen plan.
-        error: its error, all groups compiled.
-        limit: groups to compile alone at most, those with the most predicted damage first.
-        trials: where models are measured.
-        held_back: name of the inputs that they are measured on.
-        progress: told after every group.
-    """
-    prepared = observed.prepared
-    harms = list(
-        channel_damage_of(
-            prepared.groups,
-            observed.stats,
-            observed.gradients,
-            plan,
-            prepared.source,
-            progress,
-        )
-    )
+def layers_section(ground: Ground, error: float | None) -> Layers:
+    """Measures every group of the chosen plan alone; `error` is that of the whole plan."""
+    observed, plan, trials = ground.observed, ground.chosen.plan, ground.trials
+    harms = list(channel_damage_of(observed.evidence, plan))
     ranked = sorted(range(len(harms)), key=lambda index: -harms[index].total)
     alone = {}
-    measured = ranked[:limit]
-    for index in progress.track(measured, "measuring layers alone", len(measured)):
-        alone[index] = trials.error_alone(plan, index, held_back)
+    # Those with the most predicted damage first.
+    measured = ranked[: ground.options.layers]
+    for index in ground.progress.track(measured, "measuring layers alone", len(measured)):
+        alone[index] = trials.error_alone(plan, index, UNCHANGED)
     total = sum(harm.total for harm in harms) or 1.0
-    sqnr = _output_sqnr(observed, plan, trials, progress)
+    sqnr = _output_sqnr(ground)
     layers = tuple(
         LayerFigures(
             name=group.name,
@@ -128,17 +100,14 @@ def _thinned(values: npt.NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(float(f"{value:.4g}") for value in values[places].tolist())
 
 
-def _output_sqnr(
-    observed: Observed, plan: QuantPlan, trials: Trials, progress: Progress
-) -> list[float | None]:
+def _output_sqnr(ground: Ground) -> list[float | None]:
     """Output SQNR in dB of every group on calibration rows; None without rows."""
-    prepared = observed.prepared
+    evidence, plan = ground.observed.evidence, ground.chosen.plan
+    groups = evidence.groups
     found = []
-    for index, sites in enumerate(
-        progress.track(prepared.groups, "output of layers", len(prepared.groups))
-    ):
-        rows = observed.stats.tensors[watched_tensor(sites).key].rows
-        packed = trials.packed(plan, index)
-        error = layer_error(sites, plan.groups[index], packed, rows, prepared.source)
+    for index, sites in enumerate(ground.progress.track(groups, "output of layers", len(groups))):
+        packed = ground.trials.packed(plan, index)
+        rows = evidence.tensor(sites).rows
+        error = layer_error(sites, plan.groups[index], packed, rows, evidence.source)
         found.append(None if error is None else error.output_sqnr_db)
     return found

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from mmcompile.data.options import DataOptions
 from mmcompile.effort import Effort, Weights
 from mmcompile.errors import UsageError
-from mmcompile.model.passes.find_linears import Selection
-from mmcompile.pipeline.options import DataOptions
-from mmcompile.policy.options import COST, Policy
+from mmcompile.model.selection import Selection
+from mmcompile.policy.cost import CostPolicy
+from mmcompile.policy.micromix import MicroMixPolicy
+from mmcompile.policy.protocol import Policy, like
 
 PARETO, STABILITY, STRESS, LAYERS = SECTIONS = ("pareto", "stability", "stress", "layers")
 """The sections of an analysis, in their order."""
@@ -21,11 +25,14 @@ class AnalyzeOptions:
     """Everything but the model.
 
     Attributes:
+        gpu: the target that formats are priced for.
         output: folder of the results.
         data: calibration data, and what errors are measured on; without the latter, part of the
             calibration data is held back.
-        policy: the policy of the chosen plan. The plans of the policy `cost` that it is compared
-            with have its objective, classes, granularity and scales.
+        policy: the policy of the chosen plan. Those that it is compared with have its options,
+            as far as they know them.
+        cost: other options of the policy `cost` that it is compared with.
+        micromix: other options of MicroMix that it is compared with.
         effort: how much computing plans and weights may take.
         weights: how weights are rounded; None is the default of effort and each plan's policy.
         selection: which linears to take.
@@ -41,9 +48,12 @@ class AnalyzeOptions:
         command: the command line, for the page.
     """
 
+    gpu: str = "sm_120"
     output: Path = Path("analysis")
     data: DataOptions = field(default_factory=DataOptions)
-    policy: Policy = field(default_factory=lambda: Policy(COST))
+    policy: Policy = field(default_factory=CostPolicy)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    micromix: Mapping[str, Any] = field(default_factory=dict)
     effort: Effort = Effort.BALANCED
     weights: Weights | None = None
     selection: Selection = field(default_factory=Selection)
@@ -80,3 +90,14 @@ class AnalyzeOptions:
             if not 0 < budget < math.inf:
                 remedy = "give positive numbers with commas, such as 1,1.25,1.5,2"
                 raise UsageError("bad-budget", "--budgets", f"{budget:g} is no budget", remedy)
+
+    @property
+    def cost_policy(self) -> CostPolicy:
+        """The policy `cost` with the options of the chosen one, and the objective's own budget."""
+        own = {"target_speed": None, "target_bits": None, "max_error": None}
+        return like(self.policy, CostPolicy, **{**self.cost, **own})
+
+    @property
+    def micromix_policy(self) -> MicroMixPolicy:
+        """MicroMix with the options of the chosen policy, in its own channel order."""
+        return like(self.policy, MicroMixPolicy, **{**self.micromix, "order": None})

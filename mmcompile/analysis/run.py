@@ -12,58 +12,44 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmcompile.analysis.ground import (
+    UNCHANGED,
+    Candidate,
+    Ground,
     Observed,
     Rounding,
     Trials,
-    choose_plan,
-    micromix_policy,
     observe,
-    plan_family,
-    plan_figures,
-    plan_title,
 )
 from mmcompile.analysis.layers import layers_section
 from mmcompile.analysis.options import LAYERS, PARETO, STABILITY, STRESS, AnalyzeOptions
-from mmcompile.analysis.pareto import Candidate, pareto_section, sweep_ratios
+from mmcompile.analysis.pareto import pareto_section, sweep_ratios
 from mmcompile.analysis.stability import stability_section
-from mmcompile.analysis.stress import (
-    UNCHANGED,
-    StressSet,
-    compared_plans,
-    stress_section,
-    stress_sets,
-)
-from mmcompile.data.dataset import CalibrationData
+from mmcompile.analysis.stress import StressSet, stress_section, stress_sets
+from mmcompile.data.dataset import CalibrationData, Sample
 from mmcompile.effort import Weights
 from mmcompile.errors import UsageError
 from mmcompile.output import StagedOutput, disk_errors
-from mmcompile.pipeline.calibrate import Inputs, open_inputs
 from mmcompile.pipeline.files import check_name
 from mmcompile.pipeline.options import VerifyOptions
-from mmcompile.pipeline.prepare import Prepared, prepare
+from mmcompile.pipeline.prepare import Prepared
 from mmcompile.pipeline.reporting import tool_versions
-from mmcompile.pipeline.stopwatch import Stopwatch
-from mmcompile.pipeline.trial import TrialBench, refuse_bfloat16
+from mmcompile.pipeline.run import Run, Settings, open_inputs, start_run
+from mmcompile.pipeline.search import smallest_within
+from mmcompile.pipeline.trial import TrialBench
 from mmcompile.pipeline.verification import logit_outputs, take_samples
 from mmcompile.pipeline.weights import WeightInputs
 from mmcompile.policy.plan_damage import predicted_damage
+from mmcompile.policy.protocol import Budgeted
 from mmcompile.progress import Progress, Silent
-from mmcompile.report.analysis import (
-    ANALYSIS_VERSION,
-    Analysis,
-    AnalysisData,
-    Layers,
-    Pareto,
-    PlanFigures,
-    Stability,
-    Stress,
-    dump_analysis,
-)
+from mmcompile.report.analysis import ANALYSIS_VERSION, Analysis, AnalysisData, dump_analysis
 from mmcompile.report.analysis_page import render_analysis
 from mmcompile.report.model import StageTime
+from mmcompile.targets.names import parse_target
 
 ANALYSIS_JSON = "analysis.json"
 ANALYSIS_HTML = "analysis.html"
+
+NamedData = tuple[tuple[str, CalibrationData], ...]
 
 
 @dataclass(frozen=True)
@@ -72,29 +58,6 @@ class AnalysisResult:
 
     analysis: Analysis
     files: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What the sections work on.
-
-    Attributes:
-        options: what is asked.
-        observed: the calibration data.
-        others: other calibration data by name.
-        chosen: the chosen plan, its policy with the budget in force.
-        sets: inputs of the section `stress`, the held-back ones first.
-        trials: runs trial models.
-        progress: told how far it is.
-    """
-
-    options: AnalyzeOptions
-    observed: Observed
-    others: tuple[tuple[str, CalibrationData], ...]
-    chosen: Candidate
-    sets: tuple[StressSet, ...]
-    trials: Trials
-    progress: Progress
 
 
 def analyze_model(
@@ -111,24 +74,24 @@ def analyze_model(
         MMCompileError: with the code, the place, the reason and the remedy. Earlier files in the
             folder are then intact.
     """
-    progress = progress or Silent()
     check_name(options.output)
-    watch = Stopwatch()
-    with watch.stage("load"):
-        prepared = prepare(Path(path), options.selection)
-        _check(prepared, options)
-        logits = logit_outputs(prepared.source, VerifyOptions(logits=options.logits))
-        inputs = open_inputs(prepared, options.data)
-        others = _opened(prepared, options, options.other_calibration)
-        foreign = _opened(prepared, options, options.stress_data)
-    assert inputs.calibration is not None  # as `_check` has refused
-    seed, effort = options.data.seed, options.effort
-    sampled = WeightInputs(prepared, inputs.calibration, Weights.GPTQ, effort, seed, progress)
-    rounding = Rounding(options.weights, effort, inputs.calibration, sampled)
-    with StagedOutput(options.output) as stage, TrialBench(prepared, logits) as bench, sampled:
-        analysis = _analyze(
-            prepared, inputs, others, foreign, options, bench, rounding, watch, progress
-        )
+    settings = Settings(
+        parse_target(options.gpu), options.selection, options.effort, progress or Silent()
+    )
+    _check_data(options)
+    run = start_run(Path(path), options.data, settings)
+    _check_model(run.prepared)
+    logits = logit_outputs(run.prepared.source, VerifyOptions(logits=options.logits))
+    with run.watch.stage("load"):
+        others = _opened(run.prepared, options, options.other_calibration)
+        foreign = _opened(run.prepared, options, options.stress_data)
+    assert run.inputs.calibration is not None  # as `_check_data` has refused
+    sampled = WeightInputs(run, Weights.GPTQ)
+    rounding = Rounding(options.weights, options.effort, run.inputs.calibration, sampled)
+    bench = TrialBench(run.prepared, logits)
+    with StagedOutput(options.output) as stage, bench, sampled:
+        trials = Trials(run.prepared, bench, rounding)
+        analysis = _analyze(run, options, trials, others, foreign)
         with disk_errors(stage.folder):
             (stage.folder / ANALYSIS_JSON).write_text(dump_analysis(analysis), encoding="utf-8")
             if options.html:
@@ -141,26 +104,30 @@ def analyze_model(
     return AnalysisResult(analysis, files)
 
 
-def _check(prepared: Prepared, options: AnalyzeOptions) -> None:
+def _check_model(prepared: Prepared) -> None:
     """Refuses what cannot be analysed.
 
     Raises:
-        UsageError: the model cannot run here, has no linear layers, or there is no data.
+        UsageError: the model has no linear layers.
     """
-    remedy = "analyse a float32 or float16 export of it"
-    refuse_bfloat16(prepared, "analysis-unmeasured", str(prepared.source.path), remedy)
     if not prepared.groups:
         remedy = "see mmcompile inspect for the reasons"
         reason = "no linear layer was found that could be compiled"
         raise UsageError("nothing-to-analyze", prepared.source.path, reason, remedy)
+
+
+def _check_data(options: AnalyzeOptions) -> None:
+    """Refuses to analyse without data.
+
+    Raises:
+        UsageError: there is none.
+    """
     if options.data.calibration is None:
         remedy = "give real inputs, or 'random' to try the tool without data"
         raise UsageError("no-calibration-data", "--calib", "there is no data", remedy)
 
 
-def _opened(
-    prepared: Prepared, options: AnalyzeOptions, sources: Sequence[str]
-) -> tuple[tuple[str, CalibrationData], ...]:
+def _opened(prepared: Prepared, options: AnalyzeOptions, sources: Sequence[str]) -> NamedData:
     """Other data, opened like the calibration data, by names that differ."""
     found: dict[str, CalibrationData] = {}
     for number, source in enumerate(sources, start=1):
@@ -173,67 +140,52 @@ def _opened(
 
 
 def _analyze(
-    prepared: Prepared,
-    inputs: Inputs,
-    others: tuple[tuple[str, CalibrationData], ...],
-    foreign: tuple[tuple[str, CalibrationData], ...],
-    options: AnalyzeOptions,
-    bench: TrialBench,
-    rounding: Rounding,
-    watch: Stopwatch,
-    progress: Progress,
+    run: Run, options: AnalyzeOptions, trials: Trials, others: NamedData, foreign: NamedData
 ) -> Analysis:
     """Runs the sections that are asked for."""
+    inputs, watch = run.inputs, run.watch
     assert inputs.calibration is not None and inputs.held_back is not None
-    seed, policy = options.data.seed, options.policy
-    ratios = micromix_policy(policy, policy.factor).ratios
+    ratios = (*options.policy.ratios, *options.micromix_policy.ratios)
     if PARETO in options.sections:
-        ratios += sweep_ratios(policy)
+        ratios += sweep_ratios(options)
     with watch.stage("calibrate"):
-        observed = observe(
-            prepared, inputs.calibration, policy, ratios, seed, options.effort, progress
-        )
-        inputs_of = rounding.inputs_of(policy.name)
-        plan, policy = choose_plan(observed, policy, inputs_of, progress)
-    chosen = Candidate(policy, plan, chosen=True)
-    trials = Trials(prepared, bench, rounding)
+        observed = observe(run, inputs.calibration, ratios)
+        chosen = _choose(observed, options, trials)
     with watch.stage("run original"):
-        samples = tuple(take_samples(prepared, inputs.held_back, options.samples))
-        trials.add(UNCHANGED, samples, progress)
-    sets: tuple[StressSet, ...] = ()
-    if STRESS in options.sections:
-        seen = itertools.chain(inputs.calibration, samples)
-        extra = [
-            StressSet(
-                name,
-                "other",
-                data.description,
-                tuple(take_samples(prepared, data, options.samples)),
-            )
-            for name, data in foreign
-        ]
-        sets = tuple(stress_sets(prepared, seen, samples, extra, seed))
-    work = _Work(options, observed, others, chosen, sets, trials, progress)
+        samples = tuple(take_samples(run.prepared, inputs.held_back, options.samples))
+        trials.add(UNCHANGED, samples, run.progress)
+    ground = Ground(options, observed, chosen, trials)
     # Stress first: what it measures on the held-back inputs need not be measured again.
-    stress = _stress(work, watch)
+    stress = pareto = stability = layers = None
+    if STRESS in options.sections:
+        sets = _stress_sets(run, options, samples, foreign)
+        with watch.stage(STRESS):
+            stress = stress_section(ground, sets)
     with watch.stage("chosen plan"):
-        figures = _chosen_figures(work)
-    pareto = _pareto(work, watch)
-    stability = _stability(work, figures, watch)
-    layers = _layers(work, figures.error, watch)
+        harm = predicted_damage(observed.evidence, [chosen.plan])
+        figures = ground.figures(chosen, float(harm.sum()))
+    if PARETO in options.sections:
+        with watch.stage(PARETO):
+            pareto = pareto_section(ground)
+    if STABILITY in options.sections:
+        with watch.stage(STABILITY):
+            stability = stability_section(ground, figures, others)
+    if LAYERS in options.sections:
+        with watch.stage(LAYERS):
+            layers = layers_section(ground, figures.error)
     return Analysis(
         version=ANALYSIS_VERSION,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         command=_text(options.command),
         versions=tool_versions(),
-        model=str(prepared.source.path),
-        linears=sum(len(group.sites) for group in prepared.groups),
-        groups=len(prepared.groups),
+        model=str(run.prepared.source.path),
+        linears=sum(len(group.sites) for group in run.prepared.groups),
+        groups=len(run.prepared.groups),
         groups_without_gradient=len(observed.gradients.missing),
-        objective=policy.objective.value,
-        policy=policy.name,
-        parameters=plan.parameters,
-        weights=rounding.method(policy.name).value,
+        objective=options.cost_policy.objective.value,
+        policy=chosen.policy.name,
+        parameters=chosen.plan.parameters,
+        weights=trials.rounding.method(chosen.policy.name).value,
         data=AnalysisData(
             calibration=observed.stats.description,
             fit=observed.stats.fit,
@@ -253,83 +205,31 @@ def _analyze(
     )
 
 
-def _chosen_figures(work: _Work) -> PlanFigures:
-    observed, chosen = work.observed, work.chosen
-    harm = predicted_damage(
-        observed.prepared.groups,
-        observed.stats,
-        observed.gradients,
-        [chosen.plan],
-        observed.prepared.source,
-        work.progress,
-    )
-    agreements = work.trials.agreements(chosen.plan, [UNCHANGED])[0]
-    name, family = plan_title(chosen.policy), plan_family(chosen.policy)
-    return plan_figures(name, family, chosen.plan, agreements, float(harm.sum()))
+def _choose(observed: Observed, options: AnalyzeOptions, trials: Trials) -> Candidate:
+    """The plan that the options ask for; its policy has the budget that `max_error` came to."""
+    policy, evidence = options.policy, observed.evidence
+    if isinstance(policy, Budgeted) and policy.max_error is not None:
+        inputs_of = trials.rounding.inputs_of(policy.name)
+        plan, found = smallest_within(observed.run, policy, evidence, inputs_of)
+        return Candidate(found, plan, chosen=True)
+    return Candidate(policy, policy.plan(evidence), chosen=True)
 
 
-def _pareto(work: _Work, watch: Stopwatch) -> Pareto | None:
-    options = work.options
-    if PARETO not in options.sections:
-        return None
-    with watch.stage(PARETO):
-        return pareto_section(
-            work.observed,
-            options.policy,
-            work.chosen,
-            options.budgets,
-            work.trials,
-            UNCHANGED,
-            work.progress,
+def _stress_sets(
+    run: Run, options: AnalyzeOptions, samples: Sequence[Sample], foreign: NamedData
+) -> tuple[StressSet, ...]:
+    assert run.inputs.calibration is not None
+    extra = [
+        StressSet(
+            name,
+            "other",
+            data.description,
+            tuple(take_samples(run.prepared, data, options.samples)),
         )
-
-
-def _stability(work: _Work, figures: PlanFigures, watch: Stopwatch) -> Stability | None:
-    if STABILITY not in work.options.sections:
-        return None
-    with watch.stage(STABILITY):
-        return stability_section(
-            work.observed,
-            work.chosen.policy,
-            (work.chosen.plan, figures),
-            work.others,
-            work.trials,
-            UNCHANGED,
-            work.options.data.seed,
-            work.options.effort,
-            work.progress,
-        )
-
-
-def _stress(work: _Work, watch: Stopwatch) -> Stress | None:
-    options = work.options
-    if STRESS not in options.sections:
-        return None
-    with watch.stage(STRESS):
-        plans = compared_plans(work.observed, options.policy, work.chosen)
-        return stress_section(
-            work.observed,
-            plans,
-            work.sets,
-            work.trials,
-            options.data.seed,
-            work.progress,
-        )
-
-
-def _layers(work: _Work, error: float | None, watch: Stopwatch) -> Layers | None:
-    if LAYERS not in work.options.sections:
-        return None
-    with watch.stage(LAYERS):
-        return layers_section(
-            work.observed,
-            work.chosen.plan,
-            error,
-            work.options.layers,
-            work.trials,
-            UNCHANGED,
-            work.progress,
-        )
+        for name, data in foreign
+    ]
+    seen = itertools.chain(run.inputs.calibration, samples)
+    return tuple(stress_sets(run, seen, samples, extra))
 
 
 def _text(name: str) -> str:

@@ -7,20 +7,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from mmcompile.analysis.figures import format_agreement
-from mmcompile.analysis.ground import (
-    Observed,
-    Trials,
-    observe,
-    plan_family,
-    plan_figures,
-    plan_title,
-)
+from mmcompile.analysis.ground import Candidate, Ground, observe
 from mmcompile.data.dataset import CalibrationData, Sample
-from mmcompile.effort import Effort
-from mmcompile.plan import QuantPlan
-from mmcompile.policy.options import COST, Policy
 from mmcompile.policy.plan_damage import predicted_damage
-from mmcompile.progress import Progress
+from mmcompile.policy.protocol import Needs
 from mmcompile.report.analysis import PlanFigures, Stability, Variant
 
 COUNTS = (8, 32, 128)
@@ -28,42 +18,24 @@ COUNTS = (8, 32, 128)
 
 
 def stability_section(
-    observed: Observed,
-    policy: Policy,
-    chosen: tuple[QuantPlan, PlanFigures],
-    others: Sequence[tuple[str, CalibrationData]],
-    trials: Trials,
-    held_back: str,
-    seed: int,
-    effort: Effort,
-    progress: Progress,
+    ground: Ground, figures: PlanFigures, others: Sequence[tuple[str, CalibrationData]]
 ) -> Stability:
     """Plans the model from parts of its calibration data and from other data, and measures that.
 
     Args:
-        observed: all calibration data.
-        policy: the policy of all plans, its budget included.
-        chosen: the plan from all data, and its figures.
+        ground: all calibration data, and the chosen plan.
+        figures: of the chosen plan.
         others: other data by name.
-        trials: where plans are measured.
-        held_back: name of the inputs that they are measured on.
-        seed: of sampled rows and directions.
-        effort: how many rows and directions are taken.
-        progress: told how far it is.
     """
-    prepared = observed.prepared
+    observed, policy = ground.observed, ground.chosen.policy
+    senses = policy.needs >= Needs.GRADIENTS
     found = []
     for name, data in (*parts(observed.data, observed.stats.samples), *others):
-        by_cost = policy.name == COST
-        seen = observe(prepared, data, policy, (), seed, effort, progress, gradients=by_cost)
-        plan = seen.plan(policy)
+        seen = observe(observed.run, data, policy.ratios, gradients=senses)
+        plan = policy.plan(seen.evidence)
         # One yardstick for all plans: the damage as all calibration data predicts it.
-        harm = predicted_damage(
-            prepared.groups, observed.stats, observed.gradients, [plan], prepared.source, progress
-        )
-        agreement, by_chance = format_agreement(chosen[0], plan)
-        agreements = trials.agreements(plan, [held_back])[0]
-        title, family = plan_title(policy), plan_family(policy)
+        harm = predicted_damage(observed.evidence, [plan])
+        agreement, by_chance = format_agreement(ground.chosen.plan, plan)
         found.append(
             Variant(
                 name=name,
@@ -73,10 +45,10 @@ def stability_section(
                 tokens=seen.stats.tokens,
                 agreement=agreement,
                 agreement_by_chance=by_chance,
-                plan=plan_figures(title, family, plan, agreements, float(harm.sum())),
+                plan=ground.figures(Candidate(policy, plan), float(harm.sum())),
             )
         )
-    return Stability(chosen=chosen[1], variants=tuple(found))
+    return Stability(chosen=figures, variants=tuple(found))
 
 
 def parts(data: CalibrationData, samples: int) -> list[tuple[str, CalibrationData]]:

@@ -12,34 +12,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from mmcompile.analysis.figures import channel_pairs, pair_rank
-from mmcompile.analysis.ground import (
-    Observed,
-    Trials,
-    micromix_policy,
-    plan_family,
-    plan_title,
-    uniform_policy,
-)
-from mmcompile.analysis.pareto import Candidate
+from mmcompile.analysis.ground import UNCHANGED, Candidate, Ground, uniform_policy
 from mmcompile.data.dataset import InputSpec, Sample
 from mmcompile.data.sample import number_kind
+from mmcompile.dtypes import F32
+from mmcompile.formats import MXFP4, MXFP8, NVFP4
 from mmcompile.packed import PackedLinear, dequantize_activations, dequantize_weight
-from mmcompile.pipeline.prepare import Prepared, input_specs
+from mmcompile.pipeline.run import Run
 from mmcompile.plan import GroupPlan
-from mmcompile.policy.options import Policy, watched_tensor
-from mmcompile.progress import Progress, Silent
+from mmcompile.policy.protocol import Policy
+from mmcompile.progress import Silent
 from mmcompile.report.analysis import LayerStress, Stress, StressErrors, StressInput
 from mmcompile.report.model import EXACT_DB
 from mmcompile.verification.nodes import exact_output, measured_rows, output_error
 
-F32 = npt.NDArray[np.float32]
-
-COMPARED = ("mxfp4", "nvfp4", "mxfp8")
+COMPARED = (MXFP4.name, NVFP4.name, MXFP8.name)
 """Uniform formats beside the chosen plan and MicroMix."""
-UNCHANGED = "held back"
 SCALES = (4.0, 0.25)
 """Factors on inputs that are floats."""
 ROW_SCALE = 16.0
@@ -66,34 +56,33 @@ class StressSet:
     samples: tuple[Sample, ...]
 
 
-def compared_plans(observed: Observed, policy: Policy, chosen: Candidate) -> list[Candidate]:
+def compared_plans(ground: Ground) -> list[Candidate]:
     """The chosen plan, MicroMix with the λ of the options, and uniform formats, each plan once."""
-    policies = [micromix_policy(policy, policy.factor)]
-    policies += [uniform_policy(policy, name) for name in COMPARED]
-    found = {chosen.plan.digest(): chosen}
+    options, evidence = ground.options, ground.observed.evidence
+    policies: list[Policy] = [options.micromix_policy]
+    policies += [uniform_policy(options.policy, name) for name in COMPARED]
+    found = {ground.chosen.plan.digest(): ground.chosen}
     for own in policies:
-        plan = observed.plan(own)
+        plan = own.plan(evidence)
         found.setdefault(plan.digest(), Candidate(own, plan))
     return list(found.values())
 
 
 def stress_sets(
-    prepared: Prepared,
+    run: Run,
     calibration: Iterable[Sample],
     samples: Sequence[Sample],
     others: Sequence[StressSet],
-    seed: int,
 ) -> list[StressSet]:
     """All inputs of the section: the held-back ones, changed ones, and those of other data.
 
     Args:
-        prepared: the model.
+        run: the model, and the seed of random changes.
         calibration: shows which ids there are.
         samples: the held-back inputs.
         others: data of other domains.
-        seed: of random changes.
     """
-    specs = input_specs(prepared.runnable)
+    specs, seed = run.execution.specs, run.execution.seed
     ids = [spec.name for spec in specs if _holds_ids(spec)]
     floats = [spec.name for spec in specs if number_kind(spec.dtype) == "float"]
     sets = [StressSet(UNCHANGED, "held back", "the held-back inputs as they are", tuple(samples))]
@@ -124,68 +113,53 @@ def stress_sets(
     return [*sets, *others]
 
 
-def stress_section(
-    observed: Observed,
-    plans: Sequence[Candidate],
-    sets: Sequence[StressSet],
-    trials: Trials,
-    seed: int,
-    progress: Progress,
-) -> Stress:
-    """Measures the plans' models on all inputs, and their layers on changed rows.
+def stress_section(ground: Ground, sets: Sequence[StressSet]) -> Stress:
+    """Measures plans' models on all inputs, and their layers on changed rows.
 
     Args:
-        observed: the calibration data.
-        plans: the plans; the first is the chosen one.
+        ground: the chosen plan, and what others are made of.
         sets: inputs, the held-back ones first.
-        trials: where plans are measured; it knows the held-back inputs.
-        seed: of the choice of outliers.
-        progress: told how far it is.
     """
+    plans, trials = compared_plans(ground), ground.trials
     keys = [UNCHANGED, *(f"stress {number}" for number in range(1, len(sets)))]
     for key, each in zip(keys[1:], sets[1:], strict=True):
         trials.add(key, each.samples, Silent())
     rows = tuple(
         StressErrors(
-            plan=plan_title(candidate.policy),
-            family=plan_family(candidate.policy),
+            plan=candidate.policy.title,
+            family=candidate.policy.family,
             chosen=candidate.chosen,
             errors=tuple(trials.errors(candidate.plan, keys)),
         )
-        for candidate in progress.track(plans, "stressing plans", len(plans))
+        for candidate in ground.progress.track(plans, "stressing plans", len(plans))
     )
     return Stress(
         inputs=tuple(StressInput(s.name, s.kind, s.description, len(s.samples)) for s in sets),
         plans=rows,
-        layers=stressed_layers(observed, plans, trials, seed, progress),
+        layers=stressed_layers(ground, plans),
     )
 
 
-def stressed_layers(
-    observed: Observed,
-    plans: Sequence[Candidate],
-    trials: Trials,
-    seed: int,
-    progress: Progress,
-) -> tuple[LayerStress, ...]:
+def stressed_layers(ground: Ground, plans: Sequence[Candidate]) -> tuple[LayerStress, ...]:
     """SQNR of layers alone on sampled rows, as they are and changed, by plan and case."""
-    prepared = observed.prepared
-    groups = prepared.groups
+    evidence, seed = ground.observed.evidence, ground.observed.run.execution.seed
+    groups = evidence.groups
     found: dict[tuple[int, str], list[tuple[str, float]]] = {}
-    for index, sites in enumerate(progress.track(groups, "stressing layers", len(groups))):
-        rows = observed.stats.tensors[watched_tensor(sites).key].rows
+    for index, sites in enumerate(ground.progress.track(groups, "stressing layers", len(groups))):
+        rows = evidence.tensor(sites).rows
         if not rows.size:
             continue
         generator = np.random.default_rng([seed, index])
         cases = changed_rows(measured_rows(rows), plans[0].plan.groups[index], generator)
         with np.errstate(over="ignore"):
-            exact = {case: exact_output(sites, x, prepared.source) for case, x in cases.items()}
+            exact = {case: exact_output(sites, x, evidence.source) for case, x in cases.items()}
         for number, candidate in enumerate(plans):
-            packed, plan = trials.packed(candidate.plan, index), candidate.plan.groups[index]
+            packed = ground.trials.packed(candidate.plan, index)
+            plan = candidate.plan.groups[index]
             for case, value in _layer_sqnr(packed, plan, cases, exact).items():
                 found.setdefault((number, case), []).append((sites.name, value))
     return tuple(
-        _layer_stress(plan_title(candidate.policy), case, found[number, case], before)
+        _layer_stress(candidate.policy.title, case, found[number, case], before)
         for number, candidate in enumerate(plans)
         if (before := found.get((number, AS_CALIBRATED)))
         for case in (AS_CALIBRATED, SCALED_ROWS, OUTLIERS)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import onnx
 
     from mmcompile.cuda.machine import Machine
-    from mmcompile.model import SourceModel
     from mmcompile.model.sites import SiteGroup
+    from mmcompile.model.source import SourceModel
 
 
 @dataclass(frozen=True)

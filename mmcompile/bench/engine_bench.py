@@ -19,22 +19,25 @@ from mmcompile.backends.engines.plugin import find_plugin
 from mmcompile.backends.engines.shapes import Profile, Span
 from mmcompile.backends.protocol import Job, Timeable, TimedEngine
 from mmcompile.backends.registry import NOTHING, Wanted, choose
-from mmcompile.bench.engines import Bench, Variant, bench_engines
+from mmcompile.bench.engines import Bench, Rig, Variant, bench_engines
 from mmcompile.bench.kernel_bench import WITHOUT_GPU, check_gpu
 from mmcompile.bench.points import Point, Shapes, input_shapes
 from mmcompile.bench.results import EngineBench
+from mmcompile.calib.instrument import watched_tensor
 from mmcompile.cuda.machine import GpuMachine
+from mmcompile.data.options import DataOptions
 from mmcompile.effort import Weights
 from mmcompile.errors import EnvironmentProblem, MMCompileError, UsageError
 from mmcompile.model.passes.baselines import KINDS
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.selection import Selection
 from mmcompile.ops import OP_TYPE
-from mmcompile.pipeline.calibrate import calibrated, open_inputs
 from mmcompile.pipeline.compile import compile_model
-from mmcompile.pipeline.options import CompileOptions, DataOptions, VerifyOptions
-from mmcompile.pipeline.prepare import Prepared, input_specs, prepare
-from mmcompile.policy.options import Policy, watched_tensor
+from mmcompile.pipeline.evidence import calibrated
+from mmcompile.pipeline.options import CompileOptions, VerifyOptions
+from mmcompile.pipeline.prepare import input_specs
+from mmcompile.pipeline.run import Run, Settings, start_run
 from mmcompile.progress import Progress
+from mmcompile.targets.table import TARGETS
 
 MICROMIX = "MicroMix"
 
@@ -79,14 +82,16 @@ def engine_bench(model: Path, options: EngineBenchOptions, progress: Progress) -
         MMCompileError: the model or the data cannot be used.
     """
     builder, machine = _open(options)
-    prepared = prepare(model, options.selection)
+    settings = Settings(TARGETS[0], options.selection, progress=progress)
+    run = start_run(model, options.data, settings, hold_back_some=False)
+    prepared = run.prepared
     inputs = [(spec.name, spec.shape) for spec in input_specs(prepared.source.proto)]
     shapes = {point: input_shapes(inputs, point) for point in options.points}
     with tempfile.TemporaryDirectory(prefix="mmcompile-bench-") as name:
         folder = Path(name)
         profile = profile_of(inputs, list(shapes.values()))
         work = _Builder(builder, machine, (profile,) if profile else (), folder)
-        variants = [*_baselines(prepared, options.data, work, progress)]
+        variants = [*_baselines(run, work)]
         has_plan = (options.data.calibration or options.plan) is not None
         if has_plan and MICROMIX not in dict(options.named):
             variants.append(_micromix(work, options))
@@ -99,9 +104,8 @@ def engine_bench(model: Path, options: EngineBenchOptions, progress: Progress) -
             linears=[site.node for group in prepared.groups for site in group.sites],
             versions={"mmcompile": __version__, builder.title: builder.version()},
         )
-        return bench_engines(
-            bench, variants, work.build, work.open, machine, machine.facts, progress
-        )
+        rig = Rig(work.build, work.open, machine, machine.facts)
+        return bench_engines(bench, variants, rig, progress)
 
 
 def _open(options: EngineBenchOptions) -> tuple[Timeable, GpuMachine]:
@@ -142,12 +146,10 @@ def profile_of(
     return profile
 
 
-def _baselines(
-    prepared: Prepared, data: DataOptions, work: _Builder, progress: Progress
-) -> Iterator[Variant]:
+def _baselines(run: Run, work: _Builder) -> Iterator[Variant]:
     """The stock variants; why one cannot be written is told when it is built, beside the others."""
-    has_data = data.calibration is not None
-    amax = _amax(prepared, data, progress) if has_data else {}
+    prepared, has_data = run.prepared, run.inputs.calibration is not None
+    amax = _amax(run) if has_data else {}
     for baseline in baselines(work.builder, data=has_data):
         folder = work.folder / baseline.name
         folder.mkdir()
@@ -190,13 +192,11 @@ def _variant(name: str, model: Path) -> Variant:
     return Variant(name, model, expected=expected_by_graph(proto))
 
 
-def _amax(prepared: Prepared, data: DataOptions, progress: Progress) -> Mapping[str, float]:
-    inputs = open_inputs(prepared, data, hold_back_some=False)
-    ratios = Policy("mxfp8").ratios
-    stats, _ = calibrated(prepared, inputs.calibration, ratios, data.seed, progress)
+def _amax(run: Run) -> Mapping[str, float]:
+    stats, _ = calibrated(run, run.inputs.calibration, ())
     return {
         group.input: float(stats.tensors[watched_tensor(group).key].abs_max.max())
-        for group in prepared.groups
+        for group in run.prepared.groups
     }
 
 

@@ -86,56 +86,64 @@ class Bench:
     profiled: bool = True
 
 
+@dataclass(frozen=True)
+class Rig:
+    """What builds, opens and runs engines.
+
+    Attributes:
+        build: makes an engine of a variant.
+        opened: loads it.
+        machine: the GPU.
+        facts: what the driver says of it; None for a stand-in.
+    """
+
+    build: Build
+    opened: Open
+    machine: Machine
+    facts: GpuFacts | None = None
+
+
 def bench_engines(
     bench: Bench,
     variants: Sequence[Variant],
-    build: Build,
-    opened: Open,
-    machine: Machine,
-    facts: GpuFacts | None = None,
+    rig: Rig,
     progress: Progress | None = None,
 ) -> EngineBench:
     """Builds and times all variants; what fails is in the document with its reason."""
     progress = progress or Silent()
     found = [
-        _time_variant(bench, variant, build, opened, machine, facts)
+        _time_variant(bench, variant, rig)
         for variant in progress.track(variants, "timing engines", len(variants))
     ]
     return EngineBench(
         kind="measured",
         method=METHOD,
         model=bench.model,
-        gpu=facts,
+        gpu=rig.facts,
         versions=dict(bench.versions),
         variants=tuple(found),
     )
 
 
-def _time_variant(
-    bench: Bench,
-    variant: Variant,
-    build: Build,
-    opened: Open,
-    machine: Machine,
-    facts: GpuFacts | None,
-) -> TimedVariant:
+def _time_variant(bench: Bench, variant: Variant, rig: Rig) -> TimedVariant:
     name, model = variant.name, str(variant.model)
     start = time.perf_counter()
     try:
-        plan = build(variant)
+        plan = rig.build(variant)
     except _FAILURES as error:
         return TimedVariant(name, model, error=_reason(error))
     if not plan:
         return TimedVariant(name, model, error="the builder returned nothing and gave no reason")
     seconds = time.perf_counter() - start
+    machine = rig.machine
     before = machine.used_bytes()
     try:
-        engine = opened(plan, variant)
+        engine = rig.opened(plan, variant)
     except _FAILURES as error:
         return TimedVariant(name, model, _reason(error), seconds, len(plan))
     after = machine.used_bytes()
     precision = _precision(variant, plan, engine)
-    timed = [_time_point(bench, engine, machine, point, facts) for point in bench.points]
+    timed = [_time_point(bench, engine, machine, point, rig.facts) for point in bench.points]
     if bench.profiled:
         # After all times: TensorRT keeps a profiler attached, and slows down.
         timed = [_profiled(bench, engine, machine, point) for point in timed]

@@ -13,10 +13,9 @@ from mmcompile.cuda.machine import GpuMachine
 from mmcompile.errors import EnvironmentProblem, UsageError
 from mmcompile.kernels import KernelError, KernelLibrary
 from mmcompile.libraries import KERNELS, MISSING, remedy
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.selection import Selection
 from mmcompile.progress import Progress
-from mmcompile.targets.gpus import identify_gpu, parse_gpu, plain_name
-from mmcompile.targets.target import parse_target
+from mmcompile.targets.names import identify_gpu, parse_gpu, parse_target, plain_name
 
 WITHOUT_GPU = "use --modelled for limits without a GPU, or run this where the GPU is"
 
@@ -49,7 +48,8 @@ def kernel_bench(
     if model is not None:
         layers = linear_layers(model, None, selection)
         shapes = [(each.in_channels, each.out_channels) for each in layers if not each.kept]
-    return bench_kernels(place, shapes, rows or ROWS, cublas(), machine.facts, progress=progress)
+    cases = [(k, n, m) for k, n in dict.fromkeys(shapes) for m in rows or ROWS]
+    return bench_kernels(place, cases, cublas(), machine.facts, progress=progress)
 
 
 def open_gpu(asked: str | None) -> GpuMachine:

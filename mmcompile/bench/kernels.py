@@ -87,8 +87,7 @@ class KernelBench(msgspec.Struct, frozen=True):
 
 def bench_kernels(
     place: Place,
-    shapes: Sequence[tuple[int, int]],
-    rows: Sequence[int],
+    cases: Sequence[tuple[int, int, int]],
     baselines: Mapping[str, Baseline],
     facts: GpuFacts | None,
     *,
@@ -99,15 +98,13 @@ def bench_kernels(
 
     Args:
         place: the kernel library on a GPU, or emulated.
-        shapes: K and N of layers.
-        rows: numbers of rows.
+        cases: K, N and the number of rows of every product.
         baselines: what else to time on the same shapes, by name.
         facts: of the GPU; None for the emulator.
         mixes: formats, by their names in `cuda.layers.MIXES`.
         progress: told how far it is.
     """
     progress = progress or Silent()
-    cases = [(k, n, m) for k, n in dict.fromkeys(shapes) for m in rows]
     found: list[KernelTiming] = []
     for k, n, m in progress.track(cases, "timing kernels", len(cases)):
         timer = _Timer(place, k, n, m, facts)

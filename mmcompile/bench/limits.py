@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmcompile.formats import BlockFormat, block_format
+from mmcompile.formats import MXFP4, MXFP6_E3M2, MXFP8, NVFP4
 from mmcompile.plan import Segment
-from mmcompile.targets.gpus import Gpu
+from mmcompile.targets.target import FormatPair, Gpu, Kind
 
 ACTIVATION_BYTES = 2
 """Of an element of x and y."""
@@ -24,12 +24,12 @@ class Part:
 
     Attributes:
         channels: its length.
-        instruction: kind of instruction, a key of `Gpu.rates`.
+        instruction: what multiplies it.
         bits: of a weight, scales included.
     """
 
     channels: int
-    instruction: str
+    instruction: Kind
     bits: float
 
 
@@ -65,12 +65,12 @@ class Limit:
     bound: str
 
 
-FP16, MIXED = "FP16", "MicroMix"
-_UNIFORM = {"MXFP8": "mxfp8", "MXFP6": "mxfp6_e3m2", "NVFP4": "nvfp4", "MXFP4": "mxfp4"}
-VARIANTS = (FP16, "FP8", *_UNIFORM, MIXED)
+FP16, FP8, MIXED = "FP16", "FP8", "MicroMix"
+_UNIFORM = {"MXFP8": MXFP8.name, "MXFP6": MXFP6_E3M2.name, "NVFP4": NVFP4.name, "MXFP4": MXFP4.name}
+VARIANTS = (FP16, FP8, *_UNIFORM, MIXED)
 """In the order in which tables show them."""
 
-EXAMPLE_SHARES = (("mxfp6_e3m2", 8), ("mxfp8", 8))
+EXAMPLE_SHARES = ((MXFP6_E3M2.name, 8), (MXFP8.name, 8))
 """Formats and one over the share of K that the example split gives them; MXFP4 has the rest."""
 
 
@@ -82,50 +82,34 @@ def example_segments(in_channels: int) -> tuple[Segment, ...]:
     padded = -(-in_channels // 32) * 32
     wider = [(name, padded // (32 * one_over) * 32) for name, one_over in EXAMPLE_SHARES]
     rest = padded - sum(length for _, length in wider)
-    lengths = [("mxfp4", rest), *wider]
+    lengths = [(MXFP4.name, rest), *wider]
     return tuple(Segment(length, name, name, 2.0, 2.0) for name, length in lengths if length)
 
 
 def parts_of(layer: Layer, variant: str) -> tuple[Part, ...]:
     """The channels of a layer in a variant of the model."""
     if layer.kept or variant == FP16:
-        return (Part(layer.in_channels, "fp16", 16),)
-    if variant == "FP8":
-        return (Part(layer.in_channels, "fp8", 8),)
+        return (Part(layer.in_channels, Kind.FP16, 16),)
+    if variant == FP8:
+        return (Part(layer.in_channels, Kind.FP8, 8),)
     if variant == MIXED:
         return tuple(
-            Part(segment.channels, _instruction(segment), stored_bits(segment.weight))
+            Part(segment.channels, pair.kind, pair.bits)
             for segment in layer.segments
+            for pair in (FormatPair(segment.act_format, segment.weight_format),)
         )
-    fmt = block_format(_UNIFORM[variant])
-    kind = "block4" if fmt.element.bits == 4 else "block8"
-    return (Part(layer.in_channels, kind, stored_bits(fmt)),)
-
-
-def stored_bits(fmt: BlockFormat) -> float:
-    """Bits of a weight with its share of the scale."""
-    return fmt.element.bits + 8 / fmt.block
-
-
-def _instruction(segment: Segment) -> str:
-    """The wider of the two formats decides."""
-    bits = max(segment.activation.element.bits, segment.weight.element.bits)
-    return "block4" if bits == 4 else "block8"
+    name = _UNIFORM[variant]
+    pair = FormatPair(name, name)
+    return (Part(layer.in_channels, pair.kind, pair.bits),)
 
 
 def layer_limit(gpu: Gpu, layer: Layer, parts: Sequence[Part], rows: int) -> Limit | None:
-    """The limit of a layer for so many rows of x; None where a figure of the GPU is not known.
-
-    GPUs without block-scaled instructions decode such weights and multiply in 16 bits.
-    """
+    """The limit of a layer for so many rows of x; None where a figure of the GPU is not known."""
     if gpu.bandwidth is None:
         return None
     compute = weight_bits = 0.0
     for part in parts:
-        kind = part.instruction
-        if kind not in gpu.rates and kind.startswith("block"):
-            kind = "fp16"
-        flops = gpu.flops(kind)
+        flops = gpu.flops(part.instruction)
         if flops is None:
             return None
         compute += 2.0 * rows * part.channels * layer.out_channels / flops

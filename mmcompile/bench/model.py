@@ -8,10 +8,10 @@ from pathlib import Path
 from mmcompile.bench.limits import Layer, example_segments
 from mmcompile.bench.modelled import ModelledBench, model_limits
 from mmcompile.bench.points import Point
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.selection import Selection
 from mmcompile.pipeline.prepare import Prepared, match_plan, prepare
 from mmcompile.plan import Segment, load_plan
-from mmcompile.targets.gpus import Gpu
+from mmcompile.targets.target import Gpu
 
 EXAMPLE = "an example split, 3/4 MXFP4, 1/8 MXFP6 and 1/8 MXFP8 of every layer; --plan gives yours"
 

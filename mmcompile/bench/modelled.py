@@ -17,7 +17,7 @@ from mmcompile.bench.limits import (
 )
 from mmcompile.bench.points import Point
 from mmcompile.errors import UsageError
-from mmcompile.targets.gpus import Gpu
+from mmcompile.targets.target import Gpu, Kind
 
 NOTICE = (
     "MODELLED, not measured: the larger of bytes / bandwidth and FLOP / rate of every linear "
@@ -136,7 +136,7 @@ def model_limits(
     Raises:
         UsageError: the GPU's clock, bandwidth or rates are not known.
     """
-    portable = () if "block8" in gpu.rates else (PORTABLE,)
+    portable = () if Kind.BLOCK8 in gpu.rates else (PORTABLE,)
     return ModelledBench(
         kind="modelled",
         notice=NOTICE,

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from mmcompile.calib.execution import Execution
 from mmcompile.calib.instrument import (
     OUTPUTS,
     ROW_KEYS,
@@ -23,11 +24,9 @@ from mmcompile.calib.instrument import (
 )
 from mmcompile.calib.stats import ActivationStats, TensorStats, merge
 from mmcompile.calib.token_rows import TokenRowWriter
-from mmcompile.data.dataset import CalibrationData, InputSpec, Sample, trim_padding
+from mmcompile.data.dataset import CalibrationData, Sample, trim_padding
 from mmcompile.errors import EnvironmentProblem, UnsupportedModelError, UsageError
-from mmcompile.model import SourceModel
-from mmcompile.model.session import first_line, open_session
-from mmcompile.progress import Progress
+from mmcompile.model.session import first_line
 
 ROWS_PER_SAMPLE = 32
 ROW_LIMIT = 256
@@ -35,27 +34,19 @@ ROW_LIMIT = 256
 
 
 def collect(
-    source: SourceModel,
-    skeleton: onnx.ModelProto,
+    execution: Execution,
     watched: Sequence[WatchedTensor],
     data: CalibrationData,
-    specs: Sequence[InputSpec],
     ratios: Sequence[float],
-    progress: Progress,
-    seed: int = 0,
     writer: TokenRowWriter | None = None,
 ) -> ActivationStats:
     """Statistics of the watched tensors over all samples of the data.
 
     Args:
-        source: where the weights lie.
-        skeleton: the graph to run; `source.proto`, or a version of it that this machine can run.
+        execution: how the model is run.
         watched: the tensors to measure.
         data: the samples; each is one run and counts as one sample.
-        specs: the model's inputs.
         ratios: thresholds whose exceedances are counted, relative to each token's max |x|.
-        progress: told after every sample.
-        seed: of the choice of sampled rows.
         writer: takes rows of the same tensors besides, and is finished.
 
     Raises:
@@ -66,18 +57,19 @@ def collect(
     if not watched:
         return ActivationStats({}, data.description, data.fit, masked_tokens=0)
     per_sample = max(ROWS_PER_SAMPLE, writer.per_sample if writer else 0)
-    instrumented = instrument(skeleton, watched, ratios, per_sample)
-    session = open_session(instrumented, source.folder)
+    skeleton = execution.skeleton
+    session = execution.session(instrument(skeleton, watched, ratios, per_sample))
     names = [output_name(tensor.key, field) for tensor in watched for field in OUTPUTS]
     merged: dict[str, TensorStats] = {}
     masked = 0
-    for number, sample in enumerate(progress.track(data, "calibrating", data.count)):
-        trimmed = trim_padding(sample, specs)
+    tracked = execution.progress.track(data, "calibrating", data.count)
+    for number, sample in enumerate(tracked):
+        trimmed = trim_padding(sample, execution.specs)
         mask = token_mask(trimmed)
         masked += _tokens(sample) - int(mask.sum())
         if not mask.any():
             continue
-        values = iter(run_sample(session, names, _feed(trimmed, mask, seed), number))
+        values = iter(run_sample(session, names, _feed(trimmed, mask, execution.seed), number))
         for tensor in watched:
             fields = dict(zip(OUTPUTS, values, strict=False))
             stats = _tensor_stats(fields, ratios)
@@ -98,25 +90,8 @@ def collect(
     return ActivationStats(merged, data.description, data.fit, masked)
 
 
-def collect_token_rows(
-    source: SourceModel,
-    skeleton: onnx.ModelProto,
-    data: CalibrationData,
-    specs: Sequence[InputSpec],
-    writer: TokenRowWriter,
-    progress: Progress,
-    seed: int = 0,
-) -> None:
+def collect_token_rows(execution: Execution, data: CalibrationData, writer: TokenRowWriter) -> None:
     """Runs the model over the data for rows of the writer's tensors, and finishes the writer.
-
-    Args:
-        source: where the weights lie.
-        skeleton: the graph to run.
-        data: the samples.
-        specs: the model's inputs.
-        writer: takes the rows.
-        progress: told after every sample.
-        seed: of the choice of rows.
 
     Raises:
         UnsupportedModelError: the model cannot run.
@@ -125,16 +100,17 @@ def collect_token_rows(
     """
     if writer.watched:
         instrumented = instrument(
-            skeleton, writer.watched, (), writer.per_sample, statistics=("rows",)
+            execution.skeleton, writer.watched, (), writer.per_sample, statistics=("rows",)
         )
-        session = open_session(instrumented, source.folder)
+        session = execution.session(instrumented)
         names = [output_name(tensor.key, "rows") for tensor in writer.watched]
-        for number, sample in enumerate(progress.track(data, "sampling inputs", data.count)):
-            trimmed = trim_padding(sample, specs)
+        tracked = execution.progress.track(data, "sampling inputs", data.count)
+        for number, sample in enumerate(tracked):
+            trimmed = trim_padding(sample, execution.specs)
             mask = token_mask(trimmed)
             if not mask.any():
                 continue
-            values = run_sample(session, names, _feed(trimmed, mask, seed), number)
+            values = run_sample(session, names, _feed(trimmed, mask, execution.seed), number)
             for tensor, rows in zip(writer.watched, values, strict=True):
                 writer.add(tensor.key, rows)
     writer.finished = True

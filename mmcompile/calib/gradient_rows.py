@@ -18,26 +18,23 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
-from mmcompile.calib.gradient import GradientRows, collect_gradients, differentiate
-from mmcompile.calib.instrument import WatchedTensor
-from mmcompile.data.dataset import CalibrationData, InputSpec, Sample
+from mmcompile.calib.execution import Execution
+from mmcompile.calib.gradient import Draw, GradientRows, collect_gradients, differentiate
+from mmcompile.calib.instrument import watched_tensor
+from mmcompile.data.dataset import CalibrationData, Sample
+from mmcompile.dtypes import F32
 from mmcompile.effort import WORK, Effort, Work
-from mmcompile.model import SourceModel
 from mmcompile.model.sites import SiteGroup
-from mmcompile.progress import Progress
 
 ROWS_VERSION = 1
 ROW_BYTES = 2**29
 """Bytes that the rows of all groups together may take; large models get fewer rows."""
 ROW_WEIGHTS = 2**34
 """Rows times weights of the model, which the time of measuring damage is proportional to."""
-LEAST_ROWS = 128
+LEAST_GRADIENT_ROWS = 128
 LEAST_OPSET = 15
 """`differentiate` reads models from this opset on."""
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -100,33 +97,26 @@ class GradientSamples:
 
 
 def collect_rows(
-    source: SourceModel,
-    skeleton: onnx.ModelProto,
+    execution: Execution,
     groups: Sequence[SiteGroup],
     data: CalibrationData,
-    specs: Sequence[InputSpec],
     samples: int,
-    progress: Progress,
-    seed: int = 0,
     work: Work = WORK[Effort.BALANCED],
 ) -> GradientSamples:
     """Sampled tokens of all groups.
 
     Args:
-        source: where the weights lie.
-        skeleton: the graph to run.
+        execution: how the model is run.
         groups: the layers.
         data: the calibration data; its samples are thinned evenly.
-        specs: the model's inputs.
         samples: how many samples the data has.
-        progress: told after every sample.
-        seed: of the choice of rows and directions.
         work: how many samples, rows and directions are taken.
 
     Raises:
         UnsupportedModelError: the model cannot run.
         UsageError: the data does not fit the model.
     """
+    skeleton = execution.skeleton
     opset = next(o.version for o in skeleton.opset_import if o.domain in ("", "ai.onnx"))
     if opset < LEAST_OPSET:
         reason = f"the model is of opset {opset}, gradients need {LEAST_OPSET}"
@@ -143,21 +133,13 @@ def collect_rows(
     measured = [group for group in groups if group.name not in missing]
     per_sample = -(-rows_per_group(measured, work) // used)
     found = {group.name: _Rows(group, used * per_sample, work.directions) for group in measured}
-    watched = {
-        group.name: WatchedTensor(group.input, group.in_channels, group.transpose_input)
-        for group in measured
-    }
+    watched = {group.name: watched_tensor(group) for group in measured}
     for rows in collect_gradients(
-        source,
-        skeleton,
+        execution,
         graph,
         tuple(dict.fromkeys(watched.values())),
         _thinned(data, samples, used),
-        specs,
-        progress,
-        directions=work.directions,
-        rows_per_sample=per_sample,
-        seed=seed,
+        Draw(work.directions, per_sample),
     ):
         for group in measured:
             if not found[group.name].add(rows, watched[group.name].key, per_sample):
@@ -175,7 +157,7 @@ def rows_per_group(groups: Sequence[SiteGroup], work: Work = WORK[Effort.BALANCE
     width = sum(group.in_channels + work.directions * group.out_channels for group in groups)
     weights = sum(group.in_channels * group.out_channels for group in groups)
     bounds = (ROW_BYTES // max(1, 4 * width), ROW_WEIGHTS // max(1, work.directions * weights))
-    return max(LEAST_ROWS, min(work.gradient_rows, *bounds))
+    return max(LEAST_GRADIENT_ROWS, min(work.gradient_rows, *bounds))
 
 
 def _thinned(data: CalibrationData, samples: int, used: int) -> CalibrationData:

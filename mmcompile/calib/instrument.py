@@ -17,6 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mmcompile.model.sites import SiteGroup
+
 TOKEN_MASK = "mmcompile.token_mask"  # noqa: S105 (no password)
 ROW_KEYS = "mmcompile.row_keys"
 OUTPUTS = ("abs_sum", "abs_max", "square_sum", "tokens", "exceed", "rows", "row_keys")
@@ -34,6 +36,11 @@ class WatchedTensor:
     def key(self) -> str:
         """What its statistics are filed under; a tensor may be read both ways."""
         return f"{self.name}.transposed" if self.transposed else self.name
+
+
+def watched_tensor(group: SiteGroup) -> WatchedTensor:
+    """The tensor that a group's statistics are taken from."""
+    return WatchedTensor(group.input, group.in_channels, group.transpose_input)
 
 
 def output_name(key: str, statistic: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mmcompile.dtypes import F32, F64
 from mmcompile.errors import UsageError
 
 STATS_VERSION = 1
@@ -30,9 +31,6 @@ _READ_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
 )
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,14 @@ import numpy.typing as npt
 
 from mmcompile.calib.instrument import WatchedTensor
 from mmcompile.data.dataset import CalibrationData
+from mmcompile.dtypes import F32
 from mmcompile.output import disk_errors
 
 DISK_BYTES = 2**32
 """Bytes that the rows of all tensors together may take; large models get fewer rows."""
-LEAST_ROWS = 256
+LEAST_SAMPLED_ROWS = 256
 HELD_BACK = 8
 """One row in so many is held back, the last ones: other samples, where there are several."""
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -98,4 +97,4 @@ class TokenRowWriter:
 def bounded_rows(watched: Sequence[WatchedTensor], rows: int) -> int:
     """Rows per tensor: as many as asked for, or as `DISK_BYTES` has room for."""
     width = 4 * sum(tensor.channels for tensor in watched)
-    return min(rows, max(LEAST_ROWS, DISK_BYTES // max(1, width)))
+    return min(rows, max(LEAST_SAMPLED_ROWS, DISK_BYTES // max(1, width)))

@@ -81,7 +81,7 @@ def run(arguments: list[str], signals: Sequence[int] = ()) -> int:
 def _explanation(error: Exception) -> tuple[str, int] | None:
     """The line and the exit code of an error whose cause is known."""
     if isinstance(error, MMCompileError):
-        return str(error), error.exit_code
+        return error.on_command_line(), error.exit_code
     if isinstance(error, click.ClickException):
         return _usage_line(error), ExitCode.USAGE
     if isinstance(error, MemoryError):

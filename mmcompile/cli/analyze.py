@@ -10,21 +10,27 @@ from typing import Any
 import click
 
 from mmcompile.cli.config import config_option
+from mmcompile.cli.generated import FILE, options, taken
 from mmcompile.cli.help import SectionedCommand
 from mmcompile.cli.options import (
-    FILE,
     comparison_options,
     data_options,
+    gpu_option,
     json_option,
     make_data,
     make_policy,
-    make_selection,
-    options,
+    make_progress,
     policy_options,
     selection_options,
     verbose_option,
+    verify_data_option,
 )
 from mmcompile.errors import UsageError
+from mmcompile.model.selection import Selection
+from mmcompile.options import option_fields
+from mmcompile.pipeline.options import CompileOptions
+from mmcompile.policy.cost import CostPolicy
+from mmcompile.policy.micromix import MicroMixPolicy
 
 ALL_SECTIONS = "pareto,stability,stress,layers"
 
@@ -63,11 +69,7 @@ analysis_options = options(
         show_default=True,
         help="Layers that are compiled alone and measured at most, the most damaging first.",
     ),
-    click.option(
-        "--verify-data",
-        metavar="DATA",
-        help="Inputs to measure on, like --calib; by default every fifth sample of --calib.",
-    ),
+    verify_data_option,
     comparison_options,
 )
 
@@ -88,6 +90,7 @@ analysis_options = options(
     show_default=True,
     help="Folder of analysis.json and analysis.html.",
 )
+@gpu_option
 @data_options
 @analysis_options
 @policy_options
@@ -108,16 +111,18 @@ def analyze_command(model: Path, as_json: bool, verbose: bool, **values: Any) ->
     from mmcompile.analysis.run import analyze_model
     from mmcompile.cli.analysis_tables import print_analysis
     from mmcompile.cli.console import print_json
-    from mmcompile.effort import Effort, Weights
-    from mmcompile.progress import Silent, Terminal
 
+    work = taken(CompileOptions, {key: values[key] for key in ("gpu", "weights", "effort")})
     asked = AnalyzeOptions(
+        gpu=work.gpu,
         output=values["output"],
         data=make_data(values),
         policy=make_policy(values),
-        effort=Effort(values["effort"]),
-        weights=Weights(values["weights"]) if values["weights"] else None,
-        selection=make_selection(values),
+        cost=_known(taken(CostPolicy, values)),
+        micromix=_known(taken(MicroMixPolicy, values)),
+        effort=work.effort,
+        weights=work.weights,
+        selection=taken(Selection, values),
         sections=_names(values["sections"]),
         budgets=_budgets(values["budgets"]),
         other_calibration=values["other_calib"],
@@ -128,14 +133,18 @@ def analyze_command(model: Path, as_json: bool, verbose: bool, **values: Any) ->
         html=values["html"],
         command=shlex.join(["mmcompile", *sys.argv[1:]]),
     )
-    quiet = as_json or not sys.stderr.isatty()
-    result = analyze_model(model, asked, Silent() if quiet else Terminal())
+    result = analyze_model(model, asked, make_progress(as_json))
     if as_json:
         print_json(result.analysis)
     else:
         print_analysis(result.analysis, verbose)
     for file in result.files:
         click.echo(f"wrote {file}", err=as_json)
+
+
+def _known(policy: Any) -> dict[str, Any]:
+    """A policy's options by name."""
+    return {field.name: getattr(policy, field.name) for field in option_fields(type(policy))}
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from mmcompile.cli.generated import FILE, options, taken
 from mmcompile.cli.options import (
-    FILE,
     backend_option,
     data_options,
     json_option,
     make_data,
-    make_selection,
-    options,
+    make_progress,
     selection_options,
     verbose_option,
 )
 from mmcompile.errors import UsageError
+from mmcompile.model.selection import Selection
 
 DEFAULT_GPU = "rtx5090"
 
@@ -105,20 +104,20 @@ def bench_command(model: Path | None, as_json: bool, **values: Any) -> int:
 
 def _modelled(model: Path, points: Sequence[Any], values: dict[str, Any]) -> Any:
     from mmcompile.bench.model import modelled_bench
-    from mmcompile.targets.gpus import parse_gpu
+    from mmcompile.targets.names import parse_gpu
 
     if values["variants"]:
         raise click.UsageError("--engine has no effect beside --modelled")
     gpu = parse_gpu(values["gpu"] or DEFAULT_GPU)
-    return modelled_bench(model, gpu, points, values["plan"], make_selection(values))
+    return modelled_bench(model, gpu, points, values["plan"], taken(Selection, values))
 
 
 def _kernels(model: Path | None, points: Sequence[Any], values: dict[str, Any], quiet: bool) -> Any:
     from mmcompile.bench.kernel_bench import kernel_bench
 
     rows = tuple(dict.fromkeys(point.rows for point in points))
-    selection = make_selection(values)
-    return kernel_bench(model, rows, values["gpu"], selection, _progress(quiet))
+    selection = taken(Selection, values)
+    return kernel_bench(model, rows, values["gpu"], selection, make_progress(quiet))
 
 
 def _engines(model: Path, points: Sequence[Any], values: dict[str, Any], quiet: bool) -> Any:
@@ -128,12 +127,12 @@ def _engines(model: Path, points: Sequence[Any], values: dict[str, Any], quiet: 
         points=points,
         named=[_variant(text) for text in values["variants"]],
         data=make_data(values),
-        selection=make_selection(values),
+        selection=taken(Selection, values),
         plan=values["plan"],
         gpu=values["gpu"],
         backend=values["backend"],
     )
-    return engine_bench(model, options, _progress(quiet))
+    return engine_bench(model, options, make_progress(quiet))
 
 
 def _variant(text: str) -> tuple[str, Path]:
@@ -184,9 +183,3 @@ def _exit_code(result: Any) -> int:
     elif isinstance(result, KernelBench):
         timed = any(timing.seconds for timing in result.timings)
     return ExitCode.OK if timed else ExitCode.ENVIRONMENT
-
-
-def _progress(quiet: bool) -> Any:
-    from mmcompile.progress import Silent, Terminal
-
-    return Silent() if quiet or not sys.stderr.isatty() else Terminal()

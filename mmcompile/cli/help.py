@@ -11,6 +11,9 @@ from pathlib import Path
 
 import click
 
+from mmcompile.options import destination_of, option_fields
+from mmcompile.policy.registry import POLICIES, options_of
+
 SECTIONS = {
     "Target and output": ("gpu", "output", "dry_run", "html", "as_json", "verbose", "config"),
     "Inputs": ("calib", "verify_data", "tokenizer", "max_length", "chunk", "samples", "seed"),
@@ -23,7 +26,7 @@ SECTIONS = {
         "max_error",
         "classes",
         "thresholds",
-        "factor",
+        "lambda",
         "granularity",
         "order",
         "scale_rule",
@@ -32,7 +35,7 @@ SECTIONS = {
         "effort",
         "plan",
     ),
-    "Layers": ("include", "exclude", "quantize_heads"),
+    "Layers": ("include", "exclude", "quantize_heads", "rest"),
     "Engine": (
         "backend",
         "engine",
@@ -52,13 +55,22 @@ SECTIONS = {
 DEFAULT = "compile"
 
 
+def sections() -> dict[str, tuple[str, ...]]:
+    """`SECTIONS`, with the options of other packages' policies under Precision."""
+    known = {name for names in SECTIONS.values() for name in names}
+    kinds = dict.fromkeys(options_of(kind) for kind in POLICIES.values())
+    fields = (destination_of(field) for kind in kinds for field in option_fields(kind))
+    added = tuple(dict.fromkeys(name for name in fields if name not in known))
+    return SECTIONS | {"Precision": SECTIONS["Precision"] + added}
+
+
 class SectionedCommand(click.Command):
     """A command whose help shows its options in `SECTIONS`."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the sections, then the options that stand in none."""
         write_sections(self, ctx, formatter)
-        sectioned = {name for names in SECTIONS.values() for name in names}
+        sectioned = {name for names in sections().values() for name in names}
         others = [p for p in self.get_params(ctx) if p.name not in sectioned]
         _write("Others", others, ctx, formatter)
 
@@ -98,7 +110,7 @@ def write_sections(
 ) -> None:
     """Writes the options of a command that stand in `SECTIONS`."""
     parameters = {parameter.name: parameter for parameter in command.get_params(ctx)}
-    for title, names in SECTIONS.items():
+    for title, names in sections().items():
         _write(title, [parameters[n] for n in names if n in parameters], ctx, formatter)
 
 

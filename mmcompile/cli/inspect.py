@@ -7,17 +7,17 @@ from typing import Any
 
 import click
 
-from mmcompile.cli.options import (
-    FILE,
-    json_option,
-    make_selection,
-    refuse_selection,
-    selection_options,
-    verbose_option,
+from mmcompile.cli.generated import FILE, taken
+from mmcompile.cli.help import SectionedCommand
+from mmcompile.cli.options import json_option, refuse_selection, selection_options, verbose_option
+from mmcompile.model.selection import Selection
+
+
+@click.command(
+    "inspect",
+    cls=SectionedCommand,
+    short_help="List a model's linear layers, or an engine's precision.",
 )
-
-
-@click.command("inspect", short_help="List a model's linear layers, or an engine's precision.")
 @click.argument("file", type=FILE)
 @selection_options
 @json_option
@@ -45,7 +45,7 @@ def inspect_command(
     from mmcompile.cli.tables import inspection, print_inspection
     from mmcompile.pipeline.prepare import prepare
 
-    prepared = prepare(file, make_selection(values))
+    prepared = prepare(file, taken(Selection, values))
     if as_json:
         print_json(inspection(prepared))
     else:

@@ -62,14 +62,15 @@ def print_forecast(expected: Forecast, verbose: bool) -> None:
     table = open_table(
         "Model size if all channels had one format",
         ("Format",),
-        ("Size", "", "Bits per\nweight", "Limit over FP16\n(modelled)"),
+        ("Size", "Against\nFP16", "Bits per\nweight", "Limit over FP16\n(modelled)"),
     )
     table.add_row("original", bytes_text(expected.model_bytes))
+    table.add_row("FP16", bytes_text(expected.fp16_bytes))
     for row in expected.formats:
         table.add_row(
             row.format,
             bytes_text(row.model_bytes),
-            " ".join(change_text(expected.model_bytes, row.model_bytes)),
+            " ".join(change_text(expected.fp16_bytes, row.model_bytes)),
             bits_text(row.weight_bits),
             f"{row.compute_limit:.1f}×",
         )

@@ -36,12 +36,13 @@ SUFFIXES = (".npz", ".npy", ".json")
 """File kinds that `read_arrays` knows."""
 
 
-def read_arrays(path: Path, specs: Sequence[InputSpec]) -> Iterator[Sample]:
+def read_arrays(path: Path, specs: Sequence[InputSpec], rounded: set[str]) -> Iterator[Sample]:
     """Yields the samples of a file or folder.
 
     Args:
         path: a file with one of `SUFFIXES`, or a folder of such files, read in sorted order.
         specs: the model's inputs.
+        rounded: receives what was rounded, see `cut`.
 
     Raises:
         UsageError: a file cannot be read, or what it holds does not fit the model.
@@ -49,10 +50,10 @@ def read_arrays(path: Path, specs: Sequence[InputSpec]) -> Iterator[Sample]:
     for file in list_files(path):
         if file.suffix == ".json":
             for index, feed in enumerate(_load_feeds(file)):
-                yield from cut_feed(feed, specs, f"{file}, item {index}")
+                yield from cut_feed(feed, specs, f"{file}, item {index}", rounded)
         else:
             with contextlib.ExitStack() as resources:
-                yield from cut(_open_stacks(file, specs, resources), specs, str(file))
+                yield from cut(_open_stacks(file, specs, resources), specs, str(file), rounded)
 
 
 def count_arrays(path: Path, specs: Sequence[InputSpec], limit: int | None) -> int | None:

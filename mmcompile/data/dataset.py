@@ -7,6 +7,7 @@ fixed batch) that fit the model's inputs in name, type and shape.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -15,11 +16,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mmcompile.data.arrays import SUFFIXES, count_arrays, read_arrays
+from mmcompile.data.options import DataOptions, Feed, Source
 from mmcompile.data.padding import trim_padding
 from mmcompile.data.sample import (
     AnyArray,
@@ -34,9 +35,6 @@ from mmcompile.data.text import describe_text, plan_text, read_text
 from mmcompile.errors import UsageError
 
 __all__ = ["CalibrationData", "InputSpec", "Sample", "hold_back", "open_data", "trim_padding"]
-
-Feed = Mapping[str, Any]
-Source = str | Path | Feed | Iterable[Feed] | Callable[[], Iterable[Feed]]
 
 RANDOM = "random"
 RANDOM_SAMPLES = 16
@@ -90,12 +88,8 @@ class CalibrationData:
 def open_data(
     source: Source,
     inputs: Sequence[InputSpec],
+    options: DataOptions = DataOptions(),
     *,
-    limit: int | None,
-    seed: int,
-    max_length: int,
-    tokenizer: Path | None,
-    chunk: bool = False,
     max_id: int = 100,
 ) -> CalibrationData:
     """Opens calibration data and reads its first sample, so that errors show at once.
@@ -105,12 +99,8 @@ def open_data(
             script (`script.py` or `script.py:function`), a UTF-8 text file, the word "random",
             or from Python a feed, an iterable of feeds, or a function that returns one.
         inputs: the model's inputs.
-        limit: number of samples at most.
-        seed: seed of random inputs.
-        max_length: tokens per text sample at most; also the dynamic dimensions of random
-            inputs, up to `RANDOM_LENGTH`.
-        tokenizer: the tokenizer.json for text.
-        chunk: cut running text into chunks of `max_length` tokens.
+        options: how text is cut, the seed, and how many samples are read at most. `max_length`
+            also gives the dynamic dimensions of random inputs, up to `RANDOM_LENGTH`.
         max_id: random integers are below this.
 
     Raises:
@@ -118,29 +108,28 @@ def open_data(
         EnvironmentProblem: text is given and the package `tokenizers` is missing.
     """
     check_specs(inputs)
-    for name, number in (("limit", limit), ("max_length", max_length), ("max_id", max_id)):
+    limit = options.samples
+    for name, number in (
+        ("--samples", limit),
+        ("--max-length", options.max_length),
+        ("max_id", max_id),
+    ):
         if number is not None and number < 1:
             reason = f"{number} is below 1"
             raise UsageError("calibration-option", name, reason, "give a positive number")
     specs = tuple(inputs)
+    rounded: set[str] = set()
     if isinstance(source, str) and source == RANDOM:
-        data = _open_random(specs, limit or RANDOM_SAMPLES, seed, max_length, max_id)
+        data = _open_random(specs, options, max_id)
     elif not isinstance(source, str | Path):
-        data = _open_feeds(source, specs)
+        data = _open_feeds(source, specs, rounded)
     elif script := re.fullmatch(r"(.+\.py)(?::(.*))?", str(source)):
-        data = _open_script(Path(script[1]), script[2] or DEFAULT_FUNCTION, specs)
+        data = _open_script(Path(script[1]), script[2] or DEFAULT_FUNCTION, specs, rounded)
     else:
-        data = _open_path(
-            Path(source),
-            specs,
-            limit=limit,
-            max_length=max_length,
-            tokenizer=tokenizer,
-            chunk=chunk,
-        )
+        data = _open_path(Path(source), specs, options, rounded)
     data = _limited(data, limit)
     next(iter(data))
-    return data
+    return dataclasses.replace(data, description=", ".join([data.description, *sorted(rounded)]))
 
 
 def hold_back(data: CalibrationData, every: int) -> tuple[CalibrationData, CalibrationData | None]:
@@ -202,37 +191,31 @@ def _limited(data: CalibrationData, limit: int | None) -> CalibrationData:
 
 
 def _open_path(
-    path: Path,
-    specs: tuple[InputSpec, ...],
-    *,
-    limit: int | None,
-    max_length: int,
-    tokenizer: Path | None,
-    chunk: bool,
+    path: Path, specs: tuple[InputSpec, ...], options: DataOptions, rounded: set[str]
 ) -> CalibrationData:
     """Data from a file or folder."""
     if not path.exists():
         raise UsageError("calibration-missing", path, "there is no such file or folder", _KINDS)
     if path.is_dir() or path.suffix in SUFFIXES:
-        count = count_arrays(path, specs, limit)
-        read = functools.partial(read_arrays, path, specs)
+        count = count_arrays(path, specs, options.samples)
+        read = functools.partial(read_arrays, path, specs, rounded)
         return CalibrationData(path.name, True, count, read)
-    if tokenizer is None:
+    if options.tokenizer is None:
         reason = "it is no file of arrays, and to read it as text a tokenizer is needed"
         raise UsageError("tokenizer-missing", path, reason, f"{_KINDS}; name a tokenizer.json")
-    shape = plan_text(specs, max_length, chunk)
+    shape = plan_text(specs, options.max_length, options.chunk)
     description = f"{path.name} ({describe_text(path, shape)})"
-    read = functools.partial(read_text, path, specs, tokenizer, shape)
+    read = functools.partial(read_text, path, specs, options.tokenizer, shape)
     return CalibrationData(description, True, None, read)
 
 
-def _open_feeds(source: object, specs: tuple[InputSpec, ...]) -> CalibrationData:
+def _open_feeds(source: object, specs: tuple[InputSpec, ...], rounded: set[str]) -> CalibrationData:
     """Data from Python objects."""
     description = "data given in Python"
     if isinstance(source, Mapping):
-        return _from_function(lambda: [source], specs, description)
+        return _from_function(lambda: [source], specs, description, rounded)
     if callable(source):
-        return _from_function(source, specs, description)
+        return _from_function(source, specs, description, rounded)
     if not isinstance(source, Iterable):
         reason = f"a {type(source).__name__} cannot be iterated"
         raise UsageError("calibration-source", description, reason, _KINDS)
@@ -240,17 +223,20 @@ def _open_feeds(source: object, specs: tuple[InputSpec, ...]) -> CalibrationData
         reason = "an iterator yields its samples only once, calibration reads them several times"
         remedy = "give a list, or the function that makes the iterator"
         raise UsageError("calibration-source", description, reason, remedy)
-    return _from_function(lambda: source, specs, description)
+    return _from_function(lambda: source, specs, description, rounded)
 
 
 def _from_function(
-    function: Callable[[], Iterable[Feed]], specs: tuple[InputSpec, ...], where: str
+    function: Callable[[], Iterable[Feed]],
+    specs: tuple[InputSpec, ...],
+    where: str,
+    rounded: set[str],
 ) -> CalibrationData:
     """Data from a function that is called for every pass and returns feeds."""
 
     def read() -> Iterator[Sample]:
         for index, feed in enumerate(_guarded(function, where)):
-            yield from cut_feed(feed, specs, f"{where}, item {index}")
+            yield from cut_feed(feed, specs, f"{where}, item {index}", rounded)
 
     return CalibrationData(where, True, None, read)
 
@@ -265,7 +251,9 @@ def _guarded(function: Callable[[], Iterable[Feed]], where: str) -> Iterator[Fee
         raise UsageError("calibration-script", where, reason, remedy) from error
 
 
-def _open_script(path: Path, function: str, specs: tuple[InputSpec, ...]) -> CalibrationData:
+def _open_script(
+    path: Path, function: str, specs: tuple[InputSpec, ...], rounded: set[str]
+) -> CalibrationData:
     """Data from a data loader script of polygraphy (`--data-loader-script`)."""
     from polygraphy import mod
     from polygraphy.exception import PolygraphyException
@@ -295,15 +283,16 @@ def _open_script(path: Path, function: str, specs: tuple[InputSpec, ...]) -> Cal
     if not callable(load):
         reason = f"'{function}' is no function"
         raise UsageError("calibration-script", where, reason, remedy)
-    data = _from_function(load, specs, where)
+    data = _from_function(load, specs, where, rounded)
     return CalibrationData(f"{path.name}:{function}", True, None, data.read)
 
 
 def _open_random(
-    specs: tuple[InputSpec, ...], count: int, seed: int, max_length: int, max_id: int
+    specs: tuple[InputSpec, ...], options: DataOptions, max_id: int
 ) -> CalibrationData:
     """Random inputs, for trying out a model: dynamic batch 1, other dynamic sizes alike."""
-    length = min(max_length, RANDOM_LENGTH)
+    count = options.samples or RANDOM_SAMPLES
+    length = min(options.max_length, RANDOM_LENGTH)
     shapes = {
         spec.name: tuple(
             dim if isinstance(dim, int) else 1 if is_batch(axis, spec, specs) else length
@@ -314,7 +303,7 @@ def _open_random(
 
     def read() -> Iterator[Sample]:
         for index in range(count):
-            generator = np.random.default_rng([seed, index])
+            generator = np.random.default_rng([options.seed, index])
             yield {
                 spec.name: _random_input(spec, shapes[spec.name], generator, max_id)
                 for spec in specs

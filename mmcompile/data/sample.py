@@ -76,13 +76,16 @@ def stack_of(array: AnyArray) -> Stack:
     return Stack(array.dtype, array.shape, rows, lambda: array)
 
 
-def cut_feed(feed: object, specs: Sequence[InputSpec], where: str) -> Iterator[Sample]:
+def cut_feed(
+    feed: object, specs: Sequence[InputSpec], where: str, rounded: set[str]
+) -> Iterator[Sample]:
     """Checks one feed in memory and cuts it into samples.
 
     Args:
         feed: a mapping of input names to whatever numpy takes as an array, or a torch tensor.
         specs: the model's inputs.
         where: the file and item, for errors.
+        rounded: see `cut`.
 
     Raises:
         UsageError: the feed does not fit the model.
@@ -94,15 +97,23 @@ def cut_feed(feed: object, specs: Sequence[InputSpec], where: str) -> Iterator[S
     stacks = {
         str(name): stack_of(_as_array(value, f"{where}, input '{name}'")) for name, value in items()
     }
-    yield from cut(stacks, specs, where)
+    yield from cut(stacks, specs, where, rounded)
 
 
-def cut(stacks: Mapping[str, Stack], specs: Sequence[InputSpec], where: str) -> Iterator[Sample]:
+def cut(
+    stacks: Mapping[str, Stack], specs: Sequence[InputSpec], where: str, rounded: set[str]
+) -> Iterator[Sample]:
     """Checks stacked arrays against the model's inputs and yields them sample by sample.
 
     The first axis is the batch. It is cut into ones where the model's batch is dynamic, else into
     the model's fixed batch. Scalars, inputs of a fixed size that are given once, and inputs whose
     first axis is another one's later axis (positions of the sequence) go whole into each sample.
+
+    Args:
+        stacks: the arrays by input name.
+        specs: the model's inputs.
+        where: their file, for errors.
+        rounded: receives what was rounded to a narrower floating-point type, in words.
 
     Raises:
         UsageError: an input is missing, unknown, or of a shape, type or value that does not fit.
@@ -115,7 +126,9 @@ def cut(stacks: Mapping[str, Stack], specs: Sequence[InputSpec], where: str) -> 
     for index in range(count):
         place = f"{where}, sample {index}" if count > 1 else where
         sample = {
-            spec.name: _conform(next(readers[spec.name]), spec, f"{place}, input '{spec.name}'")
+            spec.name: _conform(
+                next(readers[spec.name]), spec, f"{place}, input '{spec.name}'", rounded
+            )
             for spec in specs
         }
         _check_symbols(sample, specs, place)
@@ -262,8 +275,11 @@ def _check_symbols(sample: Sample, specs: Sequence[InputSpec], where: str) -> No
                 )
 
 
-def _conform(array: AnyArray, spec: InputSpec, place: str) -> AnyArray:
-    """The array in the model's type, after the checks of its values."""
+def _conform(array: AnyArray, spec: InputSpec, place: str, rounded: set[str]) -> AnyArray:
+    """The array in the model's type, after the checks of its values.
+
+    Floats are rounded where the model's type is narrower, as the model's user would have to.
+    """
     if spec.dtype.kind == "V" and array.dtype == np.dtype(f"V{spec.dtype.itemsize}"):
         # numpy's file format knows no bfloat16: it stores such arrays as raw bytes of that size.
         array = array.view(spec.dtype)
@@ -277,7 +293,11 @@ def _conform(array: AnyArray, spec: InputSpec, place: str) -> AnyArray:
         return array
     with np.errstate(over="ignore"):
         cast = array.astype(spec.dtype)
-    if not _is_lossless(array, cast):
+    if _is_lossless(array, cast):
+        return cast
+    if kind == "float" and not _overflows(array, cast, spec):
+        rounded.add(f"{spec.name} rounded from {array.dtype} to {spec.dtype}")
+    else:
         reason = f"{spec.dtype} cannot hold its {array.dtype} values exactly"
         remedy = f"convert it yourself: x.astype({spec.dtype}) before saving"
         raise UsageError("calibration-dtype", place, reason, remedy)
@@ -303,6 +323,14 @@ def _check_values(array: AnyArray, spec: InputSpec, place: str, kind: str) -> No
         reason = "it masks every token"
     if reason:
         raise UsageError("calibration-values", place, reason, remedy)
+
+
+def _overflows(array: AnyArray, cast: AnyArray, spec: InputSpec) -> bool:
+    """Whether a number became an infinity; the lowest ones of a mask may."""
+    grown = np.isfinite(array) & ~np.isfinite(cast)
+    if "mask" in spec.name:
+        grown &= cast != -np.inf
+    return bool(grown.any())
 
 
 def _is_lossless(array: AnyArray, cast: AnyArray) -> bool:

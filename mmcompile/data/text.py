@@ -168,7 +168,7 @@ def read_text(
     for index, group in enumerate(groups):
         length = shape.fixed or max(map(len, group))
         feed = {spec.name: _fill(spec, group, length, padding) for spec in specs}
-        yield from cut_feed(feed, specs, f"{path}, sample {index}")
+        yield from cut_feed(feed, specs, f"{path}, sample {index}", set())
     if index < 0:
         reason = "it holds too little text for one sample"
         if shape.running:

@@ -11,7 +11,7 @@ from mmcompile.cuda.clocks import read_clocks
 from mmcompile.cuda.driver import Driver, DriverError, GpuFacts
 from mmcompile.errors import EnvironmentProblem
 from mmcompile.finding import Finding, looked_for
-from mmcompile.targets.gpus import identify_gpu
+from mmcompile.targets.names import identify_gpu
 
 TOOL_SECONDS = 20.0
 """How long a tool may take to tell its version."""

@@ -14,19 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from mmcompile.cuda.layers import Constants, LayerShape
-from mmcompile.formats import (
-    BLOCK_FORMATS,
-    E4M3,
+from mmcompile.formats import BLOCK_FORMATS, E4M3, BlockFormat
+from mmcompile.kernels import BFLOAT16, FLOAT16, FLOAT32
+from mmcompile.quantize import (
     E4M3_SCALES,
     E8M0_SCALES,
-    BlockFormat,
     CodeArray,
     element_table,
     encode_elements,
     pack_codes,
     quantize_blocks,
 )
-from mmcompile.kernels import BFLOAT16, FLOAT16, FLOAT32
 
 F64 = npt.NDArray[np.float64]
 FORMATS: tuple[BlockFormat, ...] = tuple(BLOCK_FORMATS.values())

@@ -26,12 +26,14 @@ from mmcompile.cuda.layers import (
 )
 from mmcompile.cuda.machine import Enqueue, GpuMachine
 from mmcompile.cuda.timing import Timing, time_calls
+from mmcompile.formats import MXFP4, MXFP6_E3M2, MXFP8, NVFP4
 from mmcompile.kernels import BFLOAT16, KernelError
-from mmcompile.targets.gpus import identify_gpu
+from mmcompile.targets.names import identify_gpu
+from mmcompile.targets.target import FormatPair, Kind
 
 ROWS, CHANNELS, OUT_CHANNELS = 8192, 8192, 8192
 """Of the products: 1.1 TFLOP each, some 20 times what their bytes cost on any of the GPUs."""
-KINDS = {"mxfp4": "block4", "nvfp4": "block4", "mxfp8": "block8", "mxfp6_e3m2": "block8"}
+KINDS = {fmt.name: FormatPair(fmt.name, fmt.name).kind for fmt in (MXFP4, NVFP4, MXFP8, MXFP6_E3M2)}
 """The instruction of each mix, as `gpus` names it."""
 COPY_BYTES = 2**30
 _FAILURES = (KernelError, DriverError, MemoryError, RuntimeError, TypeError, ValueError)
@@ -68,7 +70,7 @@ def measure_rates(place: Place, machine: GpuMachine) -> Iterator[Rate]:
     yield _copy(machine, gpu.bandwidth.value if gpu and gpu.bandwidth else None)
     for mix, kind in KINDS.items():
         # GPUs without block-scaled instructions multiply in 16 bits after decoding.
-        expected = assumed.get(kind, assumed.get("fp16"))
+        expected = assumed.get(kind, assumed.get(Kind.FP16))
         try:
             layer = _layer(place, mix)
         except _FAILURES as error:
@@ -76,7 +78,8 @@ def measure_rates(place: Place, machine: GpuMachine) -> Iterator[Rate]:
             continue
         yield _timed(machine, mix, "mmcompile", layer.calls("gemm"), expected)
         del layer
-    for kind, calls in _cublas():
+    for name, calls in _cublas():
+        kind = Kind(name)
         try:
             yield _timed(machine, kind, "cuBLAS by torch", calls(), assumed.get(kind))
         except _FAILURES as error:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmcompile.errors import UsageError
-from mmcompile.exporting.source import DTYPES, Dtype, ModelSource
+from mmcompile.exporting.options import ExportOptions
+from mmcompile.exporting.source import DTYPES, ModelSource
 from mmcompile.output import MODEL_FILE, StagedOutput, disk_errors
 
 if TYPE_CHECKING:
@@ -30,11 +31,7 @@ OPSETS = range(18, 21)
 def export_model(
     source: str,
     output: Path,
-    *,
-    dtype: Dtype = "fp32",
-    opset: int = 20,
-    task: str | None = None,
-    sequence_length: int = 32,
+    options: ExportOptions | None = None,
     progress: Report | None = None,
 ) -> Path:
     """Exports a PyTorch model to ONNX.
@@ -51,10 +48,7 @@ def export_model(
             as `dynamic_shapes`, or None for the shapes of the examples.
         output: the `.onnx` file to write, or a folder, which gets `model.onnx`. Weights go to a
             file of the same name with `.data` appended.
-        dtype: floating-point type of weights and activations.
-        opset: ONNX opset, 18 to 20.
-        task: one of `hugging_face.TASKS`; by default what `config.json` says.
-        sequence_length: tokens of the example that a Hugging Face model is traced with.
+        options: type, opset and task.
         progress: called with a short line at the start of each step.
 
     Returns:
@@ -68,7 +62,9 @@ def export_model(
     from mmcompile.exporting.hugging_face import load_hugging_face
     from mmcompile.exporting.script import load_script
 
-    _check_opset(opset)
+    options = options or ExportOptions()
+    dtype, task = options.dtype, options.task
+    _check_opset(options.opset)
     if dtype not in DTYPES:
         remedy = f"choose one of {', '.join(DTYPES)}"
         raise UsageError("export-dtype", "--dtype", f"unknown dtype '{dtype}'", remedy)
@@ -82,8 +78,8 @@ def export_model(
         loaded = load_script(Path(script), factory, dtype)
     else:
         report(f"load {source}")
-        loaded = load_hugging_face(Path(source), dtype, task, sequence_length)
-    return _export(loaded, output, opset, report)
+        loaded = load_hugging_face(Path(source), dtype, task, options.sequence_length)
+    return _export(loaded, output, options.opset, report)
 
 
 def export_module(
@@ -94,7 +90,6 @@ def export_module(
     dynamic_shapes: Any = None,
     outputs: Sequence[str] = ("output",),
     opset: int = 20,
-    progress: Report | None = None,
 ) -> Path:
     """Exports a PyTorch module that is at hand, as it is.
 
@@ -104,8 +99,7 @@ def export_module(
         output: as for `export_model`.
         dynamic_shapes: what `torch.onnx.export` takes, or None for the shapes of the examples.
         outputs: names for the tensors that it returns.
-        opset: as for `export_model`.
-        progress: as for `export_model`.
+        opset: ONNX opset, 18 to 20.
 
     Returns:
         The path of the `.onnx` file.
@@ -118,7 +112,7 @@ def export_module(
     _check_opset(opset)
     where = type(module).__name__
     source = ModelSource(where, module, dict(inputs), dynamic_shapes, tuple(outputs))
-    return _export(source, output, opset, progress or _say_nothing)
+    return _export(source, output, opset, _say_nothing)
 
 
 def _check_opset(opset: int) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmcompile.errors import MMCompileError, UnsupportedModelError, UsageError
-from mmcompile.exporting.source import DTYPES, Dtype, ModelSource, one_line, quiet, require
+from mmcompile.exporting.options import Dtype
+from mmcompile.exporting.source import DTYPES, ModelSource, one_line, quiet, require
 
 if TYPE_CHECKING:
     import torch

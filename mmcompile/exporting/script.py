@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmcompile.errors import MMCompileError, UsageError
-from mmcompile.exporting.source import DTYPES, Dtype, ModelSource, one_line, quiet, require
+from mmcompile.exporting.options import Dtype
+from mmcompile.exporting.source import DTYPES, ModelSource, one_line, quiet, require
 
 _CONTRACT = "the factory returns (torch.nn.Module, dict of tensors, dynamic shapes or None)"
 

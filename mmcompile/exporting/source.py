@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mmcompile.errors import EnvironmentProblem
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     import torch
 
-Dtype = Literal["fp32", "fp16", "bf16"]
 
 DTYPES: dict[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """PyTorch's names of the dtypes."""

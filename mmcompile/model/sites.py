@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from mmcompile.model import SourceModel
+from mmcompile.model.source import SourceModel
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -94,13 +94,31 @@ class ModelWriter:
         """
         if array.nbytes <= INLINE_LIMIT:
             self._note(name, _Written(0, array.nbytes, _little_endian(array).tobytes()))
+        else:
+            self.add_pieces(name, array.nbytes, _pieces(array))
+
+    def add_pieces(self, name: str, nbytes: int, pieces: Iterable[npt.NDArray[Any]]) -> None:
+        """Writes a weight that is never whole in memory: contiguous pieces, in C order.
+
+        Raises:
+            MMCompileError: the pieces have another length than was announced: a bug in a pass.
+            EnvironmentProblem: the disk is full or fails.
+        """
+        if nbytes <= INLINE_LIMIT:
+            data = b"".join(_little_endian(piece).tobytes() for piece in pieces)
+            self._note(name, _Written(0, len(data), data))
             return
-        written = self._place(array.nbytes)
+        written = self._place(nbytes)
         position = written.offset
-        with disk_errors(self._data_path):
-            for piece in _pieces(array):
-                self._write(piece.data, position)
-                position += piece.nbytes
+        for piece in pieces:
+            plain = _little_endian(piece).reshape(-1).view(np.uint8)
+            if position + plain.nbytes <= written.offset + nbytes:
+                with disk_errors(self._data_path):
+                    self._write(plain.data, position)
+            position += plain.nbytes
+        if position != written.offset + nbytes:
+            reason = f"{position - written.offset} bytes were given, {nbytes} announced"
+            raise _mismatch(name, reason)
         self._note(name, written)
 
     def copy(self, ref: TensorRef) -> None:
@@ -224,15 +242,14 @@ class ModelWriter:
                 os.close(descriptor)
 
 
-def _pieces(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.uint8]]:
-    """The array's bytes in C order, in pieces; contiguous arrays are not copied."""
+def _pieces(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """The array in C order, in contiguous pieces; contiguous arrays are not copied."""
     if array.flags.c_contiguous:
-        yield _little_endian(array).reshape(-1).view(np.uint8)
+        yield array
         return
     rows = max(1, _CHUNK // (array.nbytes // len(array)))
     for start in range(0, len(array), rows):
-        piece = np.ascontiguousarray(array[start : start + rows])
-        yield _little_endian(piece).reshape(-1).view(np.uint8)
+        yield np.ascontiguousarray(array[start : start + rows])
 
 
 def _little_endian(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -16,9 +16,10 @@ import onnx
 import onnx.parser
 from onnx import helper, numpy_helper
 
-from mmcompile.formats import BLOCK_FORMATS, E4M3_SCALES, E8M0_SCALES, element_table
+from mmcompile.formats import BLOCK_FORMATS
 from mmcompile.ops.schema import ATTRIBUTES, DOMAIN, INPUTS, OP_TYPE
 from mmcompile.plan import SCALE_WORD, SEGMENT_ALIGNMENT, GroupPlan
+from mmcompile.quantize import E4M3_SCALES, E8M0_SCALES, element_table
 
 
 def needs_half_blocks(groups: Iterable[GroupPlan]) -> bool:

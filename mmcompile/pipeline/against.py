@@ -10,13 +10,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from mmcompile.data.options import DataOptions
 from mmcompile.errors import UsageError
-from mmcompile.model import SourceModel, load_model
-from mmcompile.model.passes.find_linears import Selection
-from mmcompile.pipeline.calibrate import open_inputs
+from mmcompile.model.selection import Selection
+from mmcompile.model.source import SourceModel, load_model
 from mmcompile.pipeline.delivery import build_with_outputs
-from mmcompile.pipeline.options import DataOptions, VerifyOptions
+from mmcompile.pipeline.options import VerifyOptions
 from mmcompile.pipeline.prepare import prepare
+from mmcompile.pipeline.run import open_inputs
 from mmcompile.pipeline.verification import (
     Found,
     check_demands,
@@ -32,6 +33,7 @@ from mmcompile.report.model import VerificationReport
 from mmcompile.runtime import Engine
 from mmcompile.verification.metrics import Agreement
 from mmcompile.verification.outputs import LayerSpec, run_marked
+from mmcompile.verification.runnable import runnable
 
 Sample = Mapping[str, npt.NDArray[np.generic]]
 
@@ -69,7 +71,7 @@ def verify_engine(
     inputs = open_inputs(prepared, data)
     check_demands(prepared, inputs.held_back, options)
     if prepared.is_bfloat16 or inputs.held_back is None:
-        reason = "ONNX Runtime's CPU provider has no bfloat16"
+        reason = "the original takes or gives bfloat16, which numpy has not"
         if not prepared.is_bfloat16:
             reason = "there are no inputs"
         remedy = "give --data, and models in float32 or float16"
@@ -82,7 +84,8 @@ def verify_engine(
     inner = _inner_answers(engine.parent, layers, samples, loaded.meta.backend)
     where = f"{loaded.meta.builder} on {loaded.meta.gpu}"
     reports = []
-    for source, title in ((target, "compiled"), (prepared.source, "original")):
+    compared = runnable(target, rounded=True)
+    for source, title in ((compared, "compiled"), (prepared.source, "original")):
         outputs = _agreement(source, names, samples, answers, logits, progress)
         tensors = _agreement(source, [x.tensor for x in layers], samples, inner, logits, Silent())
         found = Found(
@@ -124,8 +127,9 @@ def _agreement(
         expected = run_marked(source, list(tensors), samples, progress)
         for reference, actual in zip(expected, answers, strict=True):
             for name, agreement in found.items():
-                if name in actual:
-                    agreement.add(reference[name], actual[name], logits=name in logits)
+                if name in actual:  # layers may answer in another type than they had
+                    value = actual[name].astype(reference[name].dtype)
+                    agreement.add(reference[name], value, logits=name in logits)
                 else:
                     agreement.mismatch = "the engine does not give it out"
     return found

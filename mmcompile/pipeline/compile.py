@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
 from mmcompile.backends.engines.bundle import SCRIPT_FILE
@@ -14,31 +12,35 @@ from mmcompile.backends.engines.interface import check_model, model_interface
 from mmcompile.backends.engines.meta import BUILD_FILE
 from mmcompile.backends.engines.plugin import LIBRARY
 from mmcompile.errors import VerificationError
-from mmcompile.model import ModelWriter, load_model
+from mmcompile.model.passes.pending import Pending, write_weights
 from mmcompile.model.passes.rewrite_linears import packed_names, rewrite_linears
+from mmcompile.model.rest import Rest
 from mmcompile.model.sites import SiteGroup
+from mmcompile.model.source import load_model
+from mmcompile.model.writer import ModelWriter
 from mmcompile.output import DATA_FILE, MODEL_FILE, StagedOutput, disk_errors
 from mmcompile.packed import PackedLinear
-from mmcompile.pipeline.calibrate import open_inputs
-from mmcompile.pipeline.decision import Decision, decide
+from mmcompile.pipeline.decision import Decision, decide, take_plan
 from mmcompile.pipeline.delivery import deliver, engine_files, finish_triton, prepare_delivery
 from mmcompile.pipeline.files import FAILED, PLAN_FILE, REPORT_HTML, REPORT_JSON, check_name
 from mmcompile.pipeline.forecast import model_bytes
 from mmcompile.pipeline.options import CompileOptions, CompileResult
-from mmcompile.pipeline.prepare import Prepared, prepare
+from mmcompile.pipeline.prepare import Prepared
 from mmcompile.pipeline.reporting import LayerFigures, Outcome, build_report
-from mmcompile.pipeline.stopwatch import Stopwatch
+from mmcompile.pipeline.rest import RestDone, check_rest, halve_rest, plan_rest, with_islands
+from mmcompile.pipeline.run import Run, Settings, start_run
 from mmcompile.pipeline.verification import Evidence, check_demands, shortfall, verify_models
 from mmcompile.pipeline.weights import WeightInputs, weights_of
-from mmcompile.plan import GroupPlan, QuantPlan, dump_plan
+from mmcompile.plan import GroupPlan, QuantPlan, dump_plan, load_plan
 from mmcompile.progress import Progress, Silent
 from mmcompile.report.html import render_html
 from mmcompile.report.model import Report, VerificationReport, write_json
-from mmcompile.targets.target import parse_target
+from mmcompile.targets.names import parse_target
 from mmcompile.verification.nodes import layer_error
 from mmcompile.weights.pack import pack_group
 
-AnyArray = npt.NDArray[np.generic]
+Graph = tuple[onnx.ModelProto, Pending]
+"""A graph, and those of its weights that are made when they are written."""
 
 
 def compile_model(
@@ -59,54 +61,58 @@ def compile_model(
             written, and earlier output is intact.
     """
     options = options or CompileOptions()
-    progress = progress or Silent()
-    target = parse_target(options.gpu)
     check_name(options.output)
-    watch = Stopwatch()
-    with watch.stage("load"):
-        prepared = prepare(Path(path), options.selection)
-        inputs = open_inputs(prepared, options.data)
+    given = None if options.plan is None else load_plan(options.plan)
+    settings = Settings(
+        parse_target(options.gpu), options.selection, options.effort, progress or Silent()
+    )
+    run = start_run(Path(path), options.data, settings)
+    prepared, inputs = run.prepared, run.inputs
     check_demands(prepared, inputs.held_back, options.verify)
+    check_rest(prepared, options.rest)
     interface = model_interface(prepared.source.proto)
     handover = prepare_delivery(
         interface,
         options.build,
         inputs.calibration or inputs.held_back,
-        target.name,
+        run.target.name,
         prepared.source.path,
     )
-    sampled = weights_of(prepared, inputs.calibration, options, progress)
+    policy = options.policy.name if given is None else given.policy
+    sampled = weights_of(run, options.weights, policy)
+    rounding = (sampled.method, sampled.reason)
     if options.dry_run:
         with sampled:
-            decision = decide(prepared, inputs, options, progress, watch, sampled)
-        size = model_bytes(prepared, decision.decided)
-        outcome = Outcome(watch.seconds, size, weights=(sampled.method, sampled.reason))
-        report = build_report(prepared, decision, target, options, outcome)
-        return CompileResult(decision.plan, report, (), passed=True)
+            decision = _decide(run, options, given, sampled)
+        size, rest = model_bytes(prepared, decision.decided, options.rest)
+        outcome = Outcome(run.watch.seconds, size, rest.info(), weights=rounding)
+        return CompileResult(decision.plan, build_report(run, decision, options, outcome), ())
     with StagedOutput(options.output, protect=prepared.source.files) as stage, sampled:
-        decision = decide(prepared, inputs, options, progress, watch, sampled)
-        with watch.stage("rewrite"):
-            rewritten = rewrite_linears(prepared.source.proto, decision.decided)
-        with watch.stage("pack"):
-            figures = _write(prepared, decision, rewritten, stage.folder, sampled, progress)
+        decision = _decide(run, options, given, sampled)
+        rest, graph = _rewrite(run, decision, options.rest)
+        with run.watch.stage("pack"):
+            figures = _write(run, decision, graph, stage.folder, sampled)
         written = onnx.load(stage.folder / MODEL_FILE, load_external_data=False)
         check_model(interface, model_interface(written), options.output / MODEL_FILE)
         verification = None
         if options.verify.enabled:
-            with watch.stage("verify"):
-                evidence = Evidence(inputs.held_back, inputs.disjoint, decision.sampled_rows)
+            with run.watch.stage("verify"):
+                rows, alone = decision.sampled_rows, rest.plan.alone
+                evidence = Evidence(inputs.held_back, inputs.disjoint, rows, alone)
                 compiled = load_model(stage.folder / MODEL_FILE)
-                verification = verify_models(prepared, compiled, evidence, options.verify, progress)
+                verification = verify_models(
+                    prepared, compiled, evidence, options.verify, run.progress
+                )
         size = sum(file.stat().st_size for file in stage.folder.iterdir())
         _write_plan(decision.plan, stage.folder)
         delivery = None
         if verification is None or verification.passed:
-            with watch.stage("build"):
+            with run.watch.stage("build"):
                 delivery = deliver(stage.folder, options.output, handover, options.build)
         outcome = Outcome(
-            watch.seconds, size, figures, verification, delivery, (sampled.method, sampled.reason)
+            run.watch.seconds, size, rest.info(), figures, verification, delivery, rounding
         )
-        report = build_report(prepared, decision, target, options, outcome)
+        report = build_report(run, decision, options, outcome)
         _write_report(report, stage.folder, options.html)
         if delivery is None:
             assert verification is not None
@@ -116,33 +122,50 @@ def compile_model(
     files += finish_triton(options.output, delivery, options.build)
     name = None if delivery.engine is None else delivery.engine.engine.name
     engine = next((path for path in files if path.name == name), None)
-    return CompileResult(decision.plan, report, files, passed=True, engine=engine)
+    return CompileResult(decision.plan, report, files, engine)
+
+
+def _decide(
+    run: Run, options: CompileOptions, given: QuantPlan | None, sampled: WeightInputs
+) -> Decision:
+    """The plan that was given, or that of the policy."""
+    if given is not None:
+        assert options.plan is not None
+        return take_plan(run, given, options.plan)
+    return decide(run, options.policy, sampled, takes_rows=not options.dry_run)
+
+
+def _rewrite(run: Run, decision: Decision, asked: Rest | None) -> tuple[RestDone, Graph]:
+    """The graph of the compiled model, of whose weights none is written yet."""
+    decided = decision.decided
+    with run.watch.stage("rest"):
+        rest = with_islands(plan_rest(run.prepared, asked, decided), run)
+    with run.watch.stage("rewrite"):
+        rewritten = rewrite_linears(run.prepared.source.proto, decided)
+        done = halve_rest(rest, run.prepared, rewritten, decided)
+    return done, (rewritten, done.pending)
 
 
 def _write(
-    prepared: Prepared,
+    run: Run,
     decision: Decision,
-    rewritten: onnx.ModelProto,
+    graph: Graph,
     folder: Path,
     sampled: WeightInputs,
-    progress: Progress,
 ) -> dict[str, LayerFigures]:
     """Packs group by group into the data file, copies what is unchanged, writes the graph."""
     figures = {}
-    weights = prepared.source.weights
+    prepared = run.prepared
+    rewritten, pending = graph
     sampled.collect()
     with ModelWriter(folder) as writer:
         pairs = decision.decided
-        for sites, plan in progress.track(pairs, "packing", len(pairs)):
+        for sites, plan in run.progress.track(pairs, "packing", len(pairs)):
             packed = pack_group(sites, plan, prepared.source, sampled(sites))
             for name, array in zip(packed_names(plan.name), packed.constants(), strict=True):
                 writer.add(name, array)
             figures[plan.name] = _measure(prepared, decision, sites, plan, packed)
-        packed_tensors = {name for _, plan in pairs for name in packed_names(plan.name)}
-        for tensor in rewritten.graph.initializer:
-            reference = weights.ref(tensor.name)
-            if reference is not None and tensor.name not in packed_tensors:
-                writer.copy(reference)
+        write_weights(writer, rewritten, prepared.source, pending)
         writer.finish(rewritten)
     return figures
 

@@ -9,18 +9,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from mmcompile.calib.instrument import watched_tensor
 from mmcompile.calib.stats import ActivationStats, TensorStats
 from mmcompile.model.sites import SiteGroup
-from mmcompile.pipeline.calibrate import Inputs, calibrated
-from mmcompile.pipeline.options import CompileOptions
-from mmcompile.pipeline.prepare import Prepared, match_plan
-from mmcompile.pipeline.sense import plan_by_cost
-from mmcompile.pipeline.stopwatch import Stopwatch
-from mmcompile.pipeline.uncalibrated import decides_without_data, plan_without_data
+from mmcompile.pipeline.evidence import gather
+from mmcompile.pipeline.prepare import match_plan
+from mmcompile.pipeline.run import Inputs, Run
+from mmcompile.pipeline.search import planned
 from mmcompile.pipeline.weights import WeightInputs
-from mmcompile.plan import GroupPlan, QuantPlan, load_plan
-from mmcompile.policy.options import COST, make_plan, watched_tensor
-from mmcompile.progress import Progress
+from mmcompile.plan import GroupPlan, QuantPlan
+from mmcompile.policy.protocol import Policy
 
 
 @dataclass(frozen=True)
@@ -58,67 +56,32 @@ class Decision:
         return None
 
 
-def decide(
-    prepared: Prepared,
-    inputs: Inputs,
-    options: CompileOptions,
-    progress: Progress,
-    watch: Stopwatch,
-    sampled: WeightInputs,
-) -> Decision:
-    """The plan that was given, or one made from calibration data.
+def decide(run: Run, policy: Policy, sampled: WeightInputs, *, takes_rows: bool = True) -> Decision:
+    """The plan of a policy for a run.
 
     Args:
-        prepared: the model.
-        inputs: the data.
-        options: what was asked.
-        progress: told how far the stages are.
-        watch: told what they take.
-        sampled: inputs for error feedback, taken while the model is calibrated; a largest error is
-            measured with them.
+        run: the model and the data.
+        policy: how precision is assigned.
+        sampled: inputs for error feedback; a largest error is measured with them.
+        takes_rows: take them while the model is calibrated.
 
     Raises:
-        UsageError: the plan is not for this model, or the policy needs data and there is none.
+        UsageError: the policy needs data and there is none, or no plan meets its budget.
     """
-    if options.plan is not None:
-        return _given(prepared, inputs, options.plan)
-    stats, cached = None, False
-    if inputs.calibration is None and decides_without_data(options.policy):
-        plan = plan_without_data(prepared, options.policy)
-    else:
-        with watch.stage("calibrate"):
-            stats, cached = calibrated(
-                prepared,
-                inputs.calibration,
-                options.policy.ratios,
-                options.data.seed,
-                progress,
-                None if options.dry_run else sampled.writer(),
-            )
-        with watch.stage("plan"):
-            if options.policy.name == COST:
-                assert inputs.calibration is not None  # as `calibrated` has refused
-                plan = plan_by_cost(
-                    prepared,
-                    inputs.calibration,
-                    stats,
-                    options.policy,
-                    options.data.seed,
-                    progress,
-                    options.effort,
-                    sampled,
-                )
-            else:
-                plan = make_plan(
-                    prepared.groups, stats, options.policy, prepared.source, prepared.left_alone
-                )
-    decided = tuple(zip(prepared.groups, plan.groups, strict=True))
-    return Decision(plan, decided, inputs, stats, cached)
+    found = gather(run, policy, sampled.writer() if takes_rows else None)
+    with run.watch.stage("plan"):
+        plan = planned(run, policy, found.evidence, sampled)
+    decided = tuple(zip(run.prepared.groups, plan.groups, strict=True))
+    return Decision(plan, decided, run.inputs, found.stats, found.cached)
 
 
-def _given(prepared: Prepared, inputs: Inputs, path: Path) -> Decision:
-    """The plan of a file, with the linears that it does not mention left alone."""
-    given = load_plan(path)
+def take_plan(run: Run, given: QuantPlan, path: Path) -> Decision:
+    """A plan of a file, with the linears that it does not mention left alone.
+
+    Raises:
+        UsageError: the plan is not for this model.
+    """
+    prepared = run.prepared
     decided, unplanned = match_plan(given, prepared, path)
     plan = msgspec.structs.replace(
         given,
@@ -126,4 +89,4 @@ def _given(prepared: Prepared, inputs: Inputs, path: Path) -> Decision:
         groups=tuple(group for _, group in decided),
         left_alone=(*prepared.left_alone, *unplanned),
     )
-    return Decision(plan, decided, inputs, None, cached=False)
+    return Decision(plan, decided, run.inputs, None, cached=False)

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from onnx import TensorProto
 
+from mmcompile.data.options import DataOptions
+from mmcompile.formats import MXFP8 as WIDEST
 from mmcompile.model.passes.rewrite_linears import rewrite_linears
+from mmcompile.model.rest import Rest
 from mmcompile.model.sites import SiteGroup
+from mmcompile.model.source import SourceModel
 from mmcompile.model.tensors import is_external, storage_bytes
+from mmcompile.pipeline.evidence import gather
 from mmcompile.pipeline.options import CompileOptions
-from mmcompile.pipeline.prepare import Prepared, prepare
-from mmcompile.pipeline.uncalibrated import plan_without_data
+from mmcompile.pipeline.prepare import Prepared
+from mmcompile.pipeline.rest import RestDone, halve_rest, plan_rest
+from mmcompile.pipeline.run import Run, Settings, start_run
 from mmcompile.plan import GroupPlan, LeftAlone, QuantPlan, Segment, format_order
-from mmcompile.policy.options import COST, UNIFORM, Policy
-from mmcompile.policy.order import Order, channel_order
-from mmcompile.targets.target import Target, parse_target
-
-_MICROMIX_FORMATS = ("mxfp4", "mxfp6_e3m2", "mxfp8")
+from mmcompile.policy.choices import Order
+from mmcompile.policy.order import channel_order
+from mmcompile.policy.protocol import Policy
+from mmcompile.policy.uniform import UniformPolicy
+from mmcompile.targets.names import parse_target
 
 
 class FormatForecast(msgspec.Struct, frozen=True):
@@ -46,6 +54,7 @@ class Forecast(msgspec.Struct, frozen=True):
         target: name of the GPU.
         policy: name of the policy.
         model_bytes: size of the original.
+        fp16_bytes: the same with two bytes per weight.
         groups: groups of linears that would be rewritten.
         linears: linears in them.
         weights: their weights.
@@ -59,6 +68,7 @@ class Forecast(msgspec.Struct, frozen=True):
     target: str
     policy: str
     model_bytes: int
+    fp16_bytes: int
     groups: int
     linears: int
     weights: int
@@ -69,55 +79,52 @@ class Forecast(msgspec.Struct, frozen=True):
 
 def forecast(model: Path, options: CompileOptions) -> Forecast:
     """What is known of a compilation before its data is."""
-    target = parse_target(options.gpu)
-    prepared = prepare(model, options.selection)
-    policy = options.policy
-    names = _formats(policy)
-    base = _padded(plan_without_data(prepared, Policy("mxfp8")), policy.channel_multiple)
+    run = start_run(model, DataOptions(), Settings(parse_target(options.gpu), options.selection))
+    prepared, policy = run.prepared, options.policy
+    widest = UniformPolicy(name=WIDEST.name)
+    base = _padded(widest.plan(gather(run, widest).evidence), policy.channel_multiple)
     return Forecast(
         model=str(model),
-        target=target.name,
+        target=run.target.name,
         policy=policy.name,
         model_bytes=prepared.source.size_bytes,
+        fp16_bytes=fp16_bytes(prepared.source),
         groups=len(prepared.groups),
         linears=sum(len(group.sites) for group in prepared.groups),
         weights=sum(group.in_channels * group.out_channels for group in prepared.groups),
-        formats=tuple(_in_one_format(prepared, base, name, target) for name in names),
+        formats=tuple(_in_one_format(run, base, name, options.rest) for name in policy.formats),
         left_alone=prepared.left_alone,
         note=_note(policy),
     )
 
 
-def _formats(policy: Policy) -> tuple[str, ...]:
-    """The formats that a policy chooses from."""
-    if policy.name in UNIFORM:
-        return (UNIFORM[policy.name],)
-    return policy.classes if policy.name == COST else _MICROMIX_FORMATS
-
-
 def _note(policy: Policy) -> str:
     """What is not known without data, and what is all the same."""
-    if policy.name in UNIFORM:
+    if len(policy.formats) == 1:
         return "The order and the tensor scales are not known without data (--calib); the size is."
     note = "The split is not known without data (--calib); the size lies between these."
-    if policy.name != COST:
-        return note
-    if policy.max_error is not None:
-        return f"{note} Nor is the budget, which --max-error {policy.max_error:g} asks to find."
-    limits = []
-    if policy.budget.speed is not None:
-        limits.append(f"a mean tensor-core cost of {policy.budget.speed:g} (FP4 1, all else 2)")
-    if policy.budget.bits is not None:
-        limits.append(f"{policy.budget.bits:g} bits per weight")
-    return f"{note} The budget is at most {' and '.join(limits)}."
+    return f"{note} The budget is {policy.limits}." if policy.limits else note
 
 
-def model_bytes(prepared: Prepared, decided: Sequence[tuple[SiteGroup, GroupPlan]]) -> int:
-    """Bytes of the compiled model: its graph and every weight in it; only alignment is left out."""
+def model_bytes(
+    prepared: Prepared, decided: Sequence[tuple[SiteGroup, GroupPlan]], rest: Rest | None
+) -> tuple[int, RestDone]:
+    """Bytes of the compiled model: its graph and every weight in it; only alignment is left out.
+
+    Also what became of all but the compiled linears.
+    """
     proto = rewrite_linears(prepared.source.proto, decided)
+    done = halve_rest(plan_rest(prepared, rest, decided), prepared, proto, decided)
     weights = filter(is_external, proto.graph.initializer)
     graph: int = proto.ByteSize()
-    return graph + sum(storage_bytes(t.data_type, tuple(t.dims)) for t in weights)
+    return graph + sum(storage_bytes(t.data_type, tuple(t.dims)) for t in weights), done
+
+
+def fp16_bytes(source: SourceModel) -> int:
+    """Bytes of a model if none of its weights took more than two."""
+    wider = {TensorProto.FLOAT: 2, TensorProto.DOUBLE: 6}
+    saved = (wider.get(t.data_type, 0) * math.prod(t.dims) for t in source.proto.graph.initializer)
+    return source.size_bytes - int(sum(saved))
 
 
 def _padded(plan: QuantPlan, multiple: int) -> QuantPlan:
@@ -130,18 +137,17 @@ def _padded(plan: QuantPlan, multiple: int) -> QuantPlan:
     return msgspec.structs.replace(plan, groups=groups)
 
 
-def _in_one_format(
-    prepared: Prepared, base: QuantPlan, name: str, target: Target
-) -> FormatForecast:
+def _in_one_format(run: Run, base: QuantPlan, name: str, rest: Rest | None) -> FormatForecast:
     groups = tuple(
         msgspec.structs.replace(
             group, segments=(Segment(group.channel_order().size, name, name, 2.0, 2.0),)
         )
         for group in base.groups
     )
+    decided = tuple(zip(run.prepared.groups, groups, strict=True))
     return FormatForecast(
         format=name,
-        model_bytes=model_bytes(prepared, tuple(zip(prepared.groups, groups, strict=True))),
+        model_bytes=model_bytes(run.prepared, decided, rest)[0],
         weight_bits=msgspec.structs.replace(base, groups=groups).mean_weight_bits(),
-        compute_limit=target.compute_limit(groups),
+        compute_limit=run.target.compute_limit(groups),
     )

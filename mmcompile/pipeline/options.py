@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mmcompile.backends.engines.options import BuildOptions
+from mmcompile.data.options import DataOptions
 from mmcompile.effort import Effort, Weights
-from mmcompile.model.passes.find_linears import Selection
-from mmcompile.plan import QuantPlan
-from mmcompile.policy.options import Policy
-from mmcompile.report.model import Report
+from mmcompile.model.rest import Rest
+from mmcompile.model.selection import Selection
+from mmcompile.options import check_choices, option
+from mmcompile.policy.cost import CostPolicy
+from mmcompile.policy.protocol import Policy
 
-Feed = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """Where inputs come from (`calib.data.open_data`).
-
-    Attributes:
-        calibration: file, folder, script, `random`, or Python feeds; None where a plan is given.
-        verification: the same for verification; None holds back part of the calibration data.
-        tokenizer: tokenizer.json for text.
-        samples: number of samples to read at most; None reads all.
-        max_length: tokens per text sample at most.
-        chunk: cut running text into samples of `max_length` tokens.
-        hold_back: every how-manieth sample is kept from calibration, for verification.
-        seed: of random inputs and of sampled rows.
-    """
-
-    calibration: str | Path | Iterable[Feed] | Callable[[], Iterable[Feed]] | None = None
-    verification: str | Path | Iterable[Feed] | Callable[[], Iterable[Feed]] | None = None
-    tokenizer: Path | None = None
-    samples: int | None = 128
-    max_length: int = 512
-    chunk: bool = False
-    hold_back: int = 5
-    seed: int = 0
+if TYPE_CHECKING:
+    from mmcompile.plan import QuantPlan
+    from mmcompile.report.model import Report
 
 
 @dataclass(frozen=True)
@@ -48,19 +26,30 @@ class VerifyOptions:
 
     Attributes:
         enabled: run both models at all.
-        samples: held-back samples at most.
         layers: compare every layer's output within the models, too.
         nodes: compare every `MicroMixLinear` node against the specification, too.
         fail_below: least mean cosine similarity of every output; None only reports.
+        samples: held-back samples at most.
         logits: names of outputs that are logits; outputs with `logits` in their name always are.
     """
 
     enabled: bool = True
-    samples: int = 8
-    layers: bool = False
-    nodes: bool = False
-    fail_below: float | None = None
-    logits: tuple[str, ...] = ()
+    layers: bool = option(False, "Also compare every layer within the models.")
+    nodes: bool = option(False, "Also hold every compiled node against the specification.")
+    fail_below: float | None = option(
+        None,
+        "Exit with code 5 if an output's mean cosine similarity is lower.",
+        metavar="COSINE",
+        span=(-1, 1),
+    )
+    samples: int = option(
+        8, "Samples to compare at most.", flag="--verify-samples", metavar="N", span=(1, None)
+    )
+    logits: tuple[str, ...] = option(
+        (),
+        "An output that is logits; those with 'logits' in their name always are.",
+        metavar="OUTPUT",
+    )
 
 
 @dataclass(frozen=True)
@@ -68,7 +57,7 @@ class CompileOptions:
     """Everything but the model.
 
     Attributes:
-        gpu: the target, as `target.parse_target` reads it.
+        gpu: the target, as `targets.names.parse_target` reads it.
         output: folder of the results.
         data: where inputs come from.
         policy: how precision is assigned.
@@ -76,6 +65,8 @@ class CompileOptions:
         effort: how much computing plan and weights may take.
         weights: how weights are rounded; None is the default of effort and policy.
         selection: which linears to take.
+        rest: what all but the compiled linears compute in; None is float16, or bfloat16 for a
+            model that computes in it.
         verify: how to verify.
         build: whether and how the engine is built.
         html: write report.html, too.
@@ -83,19 +74,38 @@ class CompileOptions:
         command: the command line, for the report.
     """
 
-    gpu: str = "sm_120"
-    output: Path = Path("out")
+    gpu: str = option(
+        "sm_120", "Target, e.g. sm_120 or rtx5090; an unknown one lists all.", metavar="GPU"
+    )
+    output: Path = option(Path("out"), "Folder of the results.", metavar="FOLDER")
     data: DataOptions = field(default_factory=DataOptions)
-    policy: Policy = field(default_factory=Policy)
-    plan: Path | None = None
-    effort: Effort = Effort.BALANCED
-    weights: Weights | None = None
+    policy: Policy = field(default_factory=CostPolicy)
+    plan: Path | None = option(None, "A plan.json to use instead of calibrating.", metavar="FILE")
+    weights: Weights | None = option(
+        None,
+        "Round weights to nearest, or with error feedback on calibration inputs (gptq, the "
+        "default of cost).",
+        metavar="HOW",
+    )
+    effort: Effort = option(
+        Effort.BALANCED,
+        "Computing time of cost and gptq; fast rounds to nearest, best looks at more data.",
+    )
     selection: Selection = field(default_factory=Selection)
+    rest: Rest | None = option(
+        None,
+        "What all but the compiled linears compute in: fp16 (the default), bf16 (the default of "
+        "bfloat16 models), or keep. What the type cannot hold stays in float32.",
+        metavar="TYPE",
+    )
     verify: VerifyOptions = field(default_factory=VerifyOptions)
     build: BuildOptions = field(default_factory=BuildOptions)
     html: bool = True
     dry_run: bool = False
     command: str = ""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -107,13 +117,11 @@ class CompileResult:
         report: all figures.
         files: the files written, empty for a dry run; the folder of a Triton repository, too.
         engine: the engine, where this machine could build it.
-        passed: False where verification missed `fail_below`.
     """
 
     plan: QuantPlan
     report: Report
     files: tuple[Path, ...]
-    passed: bool
     engine: Path | None = None
 
     @property

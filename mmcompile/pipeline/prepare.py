@@ -12,12 +12,14 @@ import onnx
 
 from mmcompile.data.dataset import InputSpec
 from mmcompile.errors import UnsupportedModelError, UsageError
-from mmcompile.model import SourceModel, load_model
-from mmcompile.model.passes.find_linears import Selection, find_linears
+from mmcompile.model.opsets import opset_of
+from mmcompile.model.passes.find_linears import find_linears
 from mmcompile.model.passes.group_sites import group_sites
 from mmcompile.model.passes.name_nodes import name_nodes
-from mmcompile.model.passes.upcast_bfloat16 import upcast_bfloat16, uses_bfloat16
+from mmcompile.model.passes.upcast_half import upcast_half, uses_bfloat16
+from mmcompile.model.selection import Selection
 from mmcompile.model.sites import SiteGroup
+from mmcompile.model.source import SourceModel, load_model
 from mmcompile.pipeline.files import check_name
 from mmcompile.plan import GroupPlan, LeftAlone, QuantPlan
 
@@ -44,10 +46,14 @@ class Prepared:
         return self.runnable is not self.source.proto
 
     @property
+    def runnable_source(self) -> SourceModel:
+        """The model as this machine can run it."""
+        return dataclasses.replace(self.source, proto=self.runnable)
+
+    @property
     def opset(self) -> int:
         """Version of the default ONNX domain."""
-        versions = {entry.domain: entry.version for entry in self.source.proto.opset_import}
-        return int(versions.get("") or versions["ai.onnx"])
+        return opset_of(self.source.proto)
 
 
 def prepare(path: Path, selection: Selection) -> Prepared:
@@ -74,7 +80,7 @@ def prepare(path: Path, selection: Selection) -> Prepared:
     linears = find_linears(source, selection)
     runnable = source.proto
     if uses_bfloat16(runnable):
-        runnable = upcast_bfloat16(runnable)
+        runnable = upcast_half(runnable)
     return Prepared(source, group_sites(linears.sites), linears.left_alone, runnable)
 
 

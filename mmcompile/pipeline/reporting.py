@@ -26,9 +26,11 @@ from mmcompile.packed import SiteRounding
 from mmcompile.pipeline.decision import Decision
 from mmcompile.pipeline.delivery import Delivery, outcome_line
 from mmcompile.pipeline.files import PLAN_FILE
+from mmcompile.pipeline.forecast import fp16_bytes
 from mmcompile.pipeline.options import CompileOptions
 from mmcompile.pipeline.prepare import Prepared
-from mmcompile.plan import UNFIT, GroupPlan
+from mmcompile.pipeline.run import Run
+from mmcompile.plan import UNFIT, GroupPlan, QuantPlan
 from mmcompile.report.model import (
     REPORT_VERSION,
     CalibrationInfo,
@@ -37,13 +39,14 @@ from mmcompile.report.model import (
     ModelInfo,
     PolicyInfo,
     Report,
+    RestInfo,
     StageTime,
     TargetInfo,
     VerificationReport,
     WeightRounding,
     channel_profile,
 )
-from mmcompile.targets.target import Target
+from mmcompile.targets.target import Objective, Target
 
 BLOCK = 32
 """Channels that every segment's length is a multiple of."""
@@ -67,6 +70,7 @@ class Outcome:
     Attributes:
         seconds: time per stage.
         model_bytes: size of the compiled model; an estimate for a dry run.
+        rest: what became of all but the compiled linears.
         figures: what packing measured, by group name; empty for a dry run.
         verification: the comparison with the original, if one was made.
         delivery: what became of the engine; None for a dry run or a failed verification.
@@ -75,22 +79,16 @@ class Outcome:
 
     seconds: Mapping[str, float]
     model_bytes: int
+    rest: RestInfo
     figures: Mapping[str, LayerFigures] = field(default_factory=dict)
     verification: VerificationReport | None = None
     delivery: Delivery | None = None
     weights: tuple[str, str] = ("", "")
 
 
-def build_report(
-    prepared: Prepared,
-    decision: Decision,
-    target: Target,
-    options: CompileOptions,
-    outcome: Outcome,
-) -> Report:
+def build_report(run: Run, decision: Decision, options: CompileOptions, outcome: Outcome) -> Report:
     """The report of a run: the model, its plan, the GPU, what was asked and what came out."""
-    source = prepared.source
-    plan = decision.plan
+    prepared, source, plan = run.prepared, run.prepared.source, decision.plan
     nothing = LayerFigures()
     layers = tuple(
         _layer(decision.tensor_stats(sites), sites, group, outcome.figures.get(group.name, nothing))
@@ -110,8 +108,13 @@ def build_report(
             opset=prepared.opset,
             dtype=_dtype(decision),
             estimated=options.dry_run,
+            bytes_fp16=fp16_bytes(source),
         ),
-        target=TargetInfo(name=target.name, description=_describe(target, decision)),
+        target=TargetInfo(
+            name=run.target.name,
+            description=_describe(run.target, decision),
+            remark=_remark(run.target, plan),
+        ),
         policy=PolicyInfo(
             name=plan.policy,
             parameters=plan.parameters,
@@ -123,6 +126,7 @@ def build_report(
         layers=layers,
         left_alone=plan.left_alone,
         verification=outcome.verification,
+        rest=outcome.rest,
         engine=_engine(outcome.delivery),
         stages=tuple(
             StageTime(name=name, seconds=value) for name, value in outcome.seconds.items()
@@ -239,6 +243,13 @@ def _describe(target: Target, decision: Decision) -> str:
         f"{target.description}; modelled limit of the rewritten layers over FP16: "
         f"{compute:.1f}× compute-bound, {memory:.1f}× bound by weight bytes"
     )
+
+
+def _remark(target: Target, plan: QuantPlan) -> str:
+    """What an owner of the target has to know of such a plan."""
+    objective = plan.parameters.get("objective", Objective.PREFILL)
+    known = set(Objective)
+    return target.remark(Objective(objective) if objective in known else Objective.PREFILL)
 
 
 def tool_versions() -> dict[str, str]:

@@ -20,10 +20,11 @@ from typing import Self
 import numpy as np
 
 from mmcompile.data.dataset import Sample
-from mmcompile.errors import UsageError
-from mmcompile.model import ModelWriter, load_model
+from mmcompile.model.passes.pending import Pending, write_weights
 from mmcompile.model.passes.rewrite_linears import packed_names, rewrite_linears
 from mmcompile.model.sites import SiteGroup
+from mmcompile.model.source import load_model
+from mmcompile.model.writer import ModelWriter
 from mmcompile.output import disk_errors
 from mmcompile.pipeline.prepare import Prepared
 from mmcompile.pipeline.weights import InputsOf, no_inputs
@@ -31,6 +32,7 @@ from mmcompile.plan import GroupPlan
 from mmcompile.progress import Progress, Silent
 from mmcompile.verification.metrics import Agreement
 from mmcompile.verification.outputs import Outputs, run_marked
+from mmcompile.verification.runnable import runnable
 from mmcompile.weights.pack import pack_group
 
 Decided = Sequence[tuple[SiteGroup, GroupPlan]]
@@ -96,7 +98,7 @@ class TrialBench:
             EnvironmentProblem: the temporary folder's disk is full.
         """
         files = []
-        for outputs in run_marked(self._prepared.source, self._outputs, samples, progress):
+        for outputs in run_marked(self._prepared.runnable_source, self._outputs, samples, progress):
             path = self._folder / f"reference-{next(self._count)}.npz"
             named = dict(zip(map(str, itertools.count()), outputs.values(), strict=False))
             with disk_errors(path):
@@ -124,7 +126,7 @@ class TrialBench:
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             sampled = self._inputs_of if inputs_of is None else inputs_of
             path = write_trial(self._prepared, decided, Path(folder), sampled)
-            compiled = load_model(path)
+            compiled = runnable(load_model(path), rounded=False)
             samples = itertools.chain.from_iterable(r.samples for r in references)
             found = run_marked(compiled, self._outputs, samples, Silent())
             results = [
@@ -153,31 +155,15 @@ def worst_error(agreements: Mapping[str, Agreement]) -> float:
     return max((1 - c for c in cosines if not math.isnan(c)), default=0.0)
 
 
-def refuse_bfloat16(prepared: Prepared, code: str, where: str, remedy: str) -> None:
-    """Refuses a model that ONNX Runtime cannot run on the CPU.
-
-    Raises:
-        UsageError: the model is bfloat16.
-    """
-    if prepared.is_bfloat16:
-        reason = "the model is bfloat16, which ONNX Runtime cannot run on the CPU"
-        raise UsageError(code, where, reason, remedy)
-
-
 def write_trial(
     prepared: Prepared, decided: Decided, folder: Path, inputs_of: InputsOf = no_inputs
 ) -> Path:
     """Packs the decided groups and writes the model; its file."""
     rewritten = rewrite_linears(prepared.source.proto, decided)
-    done = set()
     with ModelWriter(folder) as writer:
         for sites, group in decided:
             packed = pack_group(sites, group, prepared.source, inputs_of(sites))
             for name, array in zip(packed_names(group.name), packed.constants(), strict=True):
                 writer.add(name, array)
-                done.add(name)
-        for tensor in rewritten.graph.initializer:
-            reference = prepared.source.weights.ref(tensor.name)
-            if reference is not None and tensor.name not in done:
-                writer.copy(reference)
+        write_weights(writer, rewritten, prepared.source, Pending())
         return writer.finish(rewritten)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -13,19 +14,24 @@ import numpy.typing as npt
 import onnx
 
 from mmcompile.data.dataset import CalibrationData, Sample, trim_padding
+from mmcompile.data.options import DataOptions
 from mmcompile.errors import UsageError
-from mmcompile.model import SourceModel, load_model
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.passes.infer_types import tensor_types
+from mmcompile.model.passes.rest_only import RestOnly
+from mmcompile.model.passes.upcast_half import uses_bfloat16
+from mmcompile.model.selection import Selection
+from mmcompile.model.source import SourceModel, load_model
 from mmcompile.model.tensors import shown
-from mmcompile.pipeline.calibrate import open_inputs
-from mmcompile.pipeline.options import DataOptions, VerifyOptions
+from mmcompile.pipeline.options import VerifyOptions
 from mmcompile.pipeline.prepare import Prepared, input_specs, prepare
+from mmcompile.pipeline.run import open_inputs
 from mmcompile.progress import Progress
 from mmcompile.report.model import LayerError, OutputReport, VerificationReport
 from mmcompile.verification.compiled import compiled_nodes, read_nodes
 from mmcompile.verification.metrics import Agreement
 from mmcompile.verification.nodes import node_excess
 from mmcompile.verification.outputs import LayerSpec, compare_layers, compare_outputs, first_below
+from mmcompile.verification.runnable import runnable
 from mmcompile.verification.unpacked import runs_unpacked
 
 BAD_LAYER_COSINE = 0.9
@@ -44,11 +50,13 @@ class Evidence:
         data: the inputs; None where there are none.
         disjoint: False where calibration has seen them.
         rows: sampled activations by tensor name, or None.
+        rest: the original with all but its linears in half precision, to be measured apart.
     """
 
     data: CalibrationData | None
     disjoint: bool = True
     rows: Rows = lambda _: None
+    rest: RestOnly | None = None
 
 
 def verify_files(
@@ -78,9 +86,6 @@ def check_demands(prepared: Prepared, data: CalibrationData | None, options: Ver
         return
     if not options.enabled:
         reason, remedy = "verification is switched off", "leave --no-verify out"
-    elif prepared.is_bfloat16:
-        reason = "the model is bfloat16, which ONNX Runtime cannot run on the CPU"
-        remedy = "leave it out; every node is checked against the specification instead"
     elif data is None:
         reason, remedy = (
             "there are no inputs to run the models with",
@@ -112,12 +117,13 @@ def verify_models(
 ) -> VerificationReport:
     """Compares a compiled model with the original.
 
-    A bfloat16 model cannot run in ONNX Runtime on the CPU. Its nodes are then held against the
-    specification one by one, and the report says so.
+    What is bfloat16 cannot run in ONNX Runtime on the CPU. It is computed in float32, rounded after
+    every node where the original was not bfloat16 itself, and the nodes are held against the
+    specification one by one as they are; the report says so.
     """
     check_interface(prepared.source, compiled)
     notes = []
-    if prepared.is_bfloat16 or options.nodes:
+    if uses_bfloat16(compiled.proto) or options.nodes:
         excess = _worst_node(prepared, compiled, evidence.rows, progress)
         notes.append(
             "every MicroMixLinear node was compared with the specification: the worst is at "
@@ -126,27 +132,32 @@ def verify_models(
         if excess > 1:
             found = Found("sampled activations", notes)
             return summarize(prepared, options, found, passed=False)
-    if prepared.is_bfloat16:
-        notes.insert(0, "ONNX Runtime's CPU provider has no bfloat16, so no whole model was run")
-        return summarize(prepared, options, Found("sampled activations", notes), passed=True)
     if evidence.data is None:
         notes.append("the models were not run: no inputs were given (--calib or --verify-data)")
         return summarize(prepared, options, Found("none", notes), passed=True)
     if not evidence.disjoint:
         notes.append("too few samples to hold any back: these inputs are those of calibration")
     samples = take_samples(prepared, evidence.data, options.samples)
-    source = prepared.source
-    logits = logit_outputs(source, options)
-    outputs = compare_outputs(source, compiled, samples, logits, progress)
+    original = prepared.runnable_source
+    logits = logit_outputs(original, options)
+    specs = layer_specs(prepared, compiled)
+    if uses_bfloat16(compiled.proto):
+        how = "" if prepared.is_bfloat16 else ", rounded after every node"
+        notes.append(f"bfloat16 was computed in float32{how}: the CPU has no bfloat16")
+        compiled = runnable(compiled, rounded=not prepared.is_bfloat16)
+    others = [compiled]
+    if evidence.rest is not None:
+        alone = evidence.rest.in_float32(rounded=True)
+        others.append(dataclasses.replace(prepared.source, proto=alone))
+    outputs, *rest = compare_outputs(original, others, samples, logits, progress)
     if runs_unpacked(compiled):
         notes.append("the compiled model ran with its weights unpacked by the native module")
     missed = misses(outputs, options.fail_below)
     layers: dict[str, Agreement] = {}
     if options.layers or missed:
-        layers = compare_layers(
-            source, compiled, layer_specs(prepared, compiled), samples, progress
-        )
-    found = Found(evidence.data.description, notes, len(samples), outputs, layers)
+        layers = compare_layers(original, compiled, specs, samples, progress)
+    alone_outputs = rest[0] if rest else {}
+    found = Found(evidence.data.description, notes, len(samples), outputs, layers, alone_outputs)
     return summarize(prepared, options, found, passed=not missed)
 
 
@@ -213,15 +224,16 @@ def _worst_node(
     prepared: Prepared, compiled: SourceModel, rows_of: Rows, progress: Progress
 ) -> float:
     """The largest error of any node against the specification, in units of its bound."""
-    types = {site.output: site.elem_type for sites in prepared.groups for site in sites.sites}
+    types = tensor_types(compiled.proto)
+    casts = {n.output[0]: n.input[0] for n in compiled.proto.graph.node if n.op_type == "Cast"}
     worst = 0.0
     total = len(compiled_nodes(compiled))
-    for node, plan, packed in progress.track(read_nodes(compiled), "checking nodes", total):
-        rows = rows_of(plan.input)
+    for _, plan, packed in progress.track(read_nodes(compiled), "checking nodes", total):
+        rows = rows_of(casts.get(plan.input, plan.input))
         if rows is None:
             random = np.random.default_rng(plan.in_channels)
             rows = random.standard_normal((NODE_ROWS, plan.in_channels), dtype=np.float32)
-        elem_type = types.get(node.outputs[0], onnx.TensorProto.FLOAT)
+        elem_type = types[plan.input]
         worst = max(worst, node_excess(plan, packed, rows[:NODE_ROWS], elem_type, prepared.opset))
     return worst
 
@@ -244,6 +256,7 @@ class Found:
         samples: how many.
         outputs: agreement by output.
         layers: agreement by layer.
+        rest_alone: agreement by output of the original with its rest in half precision.
     """
 
     inputs: str
@@ -251,6 +264,7 @@ class Found:
     samples: int = 0
     outputs: Mapping[str, Agreement] = field(default_factory=dict)
     layers: Mapping[str, Agreement] = field(default_factory=dict)
+    rest_alone: Mapping[str, Agreement] = field(default_factory=dict)
 
 
 def summarize(
@@ -263,11 +277,8 @@ def summarize(
     return VerificationReport(
         inputs=found.inputs,
         samples=found.samples,
-        outputs=tuple(
-            _output(value, found.outputs[value.name], value.name in logits)
-            for value in prepared.source.proto.graph.output
-            if value.name in found.outputs
-        ),
+        outputs=_outputs(prepared.source, found.outputs, logits),
+        rest_alone=_outputs(prepared.source, found.rest_alone, logits),
         layers=tuple(
             LayerError(name=name, cosine=layer.cosine_mean, sqnr_db=layer.sqnr_db)
             for name, layer in found.layers.items()
@@ -276,6 +287,16 @@ def summarize(
         threshold=None if bound is None else f"mean cosine of every output at least {bound:g}",
         passed=passed,
         note="; ".join([*found.notes, *mismatches]) or None,
+    )
+
+
+def _outputs(
+    source: SourceModel, found: Mapping[str, Agreement], logits: frozenset[str]
+) -> tuple[OutputReport, ...]:
+    return tuple(
+        _output(value, found[value.name], value.name in logits)
+        for value in source.proto.graph.output
+        if value.name in found
     )
 
 

@@ -10,16 +10,14 @@ from types import TracebackType
 from typing import Self
 
 from mmcompile.calib.collect import collect_token_rows
+from mmcompile.calib.instrument import watched_tensor
 from mmcompile.calib.token_rows import TokenRows, TokenRowWriter
 from mmcompile.data.dataset import CalibrationData
 from mmcompile.effort import DAMPING, WORK, Effort, Weights
 from mmcompile.errors import UsageError
 from mmcompile.model.sites import SiteGroup
-from mmcompile.pipeline.options import CompileOptions
-from mmcompile.pipeline.prepare import Prepared, input_specs
-from mmcompile.plan import load_plan
-from mmcompile.policy.options import COST, watched_tensor
-from mmcompile.progress import Progress
+from mmcompile.pipeline.run import Run
+from mmcompile.policy.registry import rounds_with_feedback
 from mmcompile.weights.pack import SampledInputs
 
 InputsOf = Callable[[SiteGroup], SampledInputs | None]
@@ -36,8 +34,8 @@ def weights_in_force(
 ) -> tuple[Weights, str]:
     """How weights are rounded, and why where nobody asked.
 
-    Error feedback is the default of the policy `cost` from `--effort balanced` on. The other
-    policies reproduce what others publish, which is rounding to nearest.
+    Error feedback is the default of policies that say so, from `--effort balanced` on. The others
+    reproduce what others publish, which is rounding to nearest.
 
     Args:
         asked: by the user; None leaves it open.
@@ -59,25 +57,26 @@ def weights_in_force(
         return Weights.NEAREST, "there is no calibration data"
     if not data.fit:
         return Weights.NEAREST, "the calibration data is random"
-    if policy != COST:
+    if not rounds_with_feedback(policy):
         return Weights.NEAREST, f"the default of policy {policy}"
     if effort is Effort.FAST:
         return Weights.NEAREST, "the default of effort fast"
-    return Weights.GPTQ, f"the default of policy {COST}"
+    return Weights.GPTQ, f"the default of policy {policy}"
 
 
-def weights_of(
-    prepared: Prepared, data: CalibrationData | None, options: CompileOptions, progress: Progress
-) -> WeightInputs:
-    """How the weights of a compilation are rounded, and the inputs for it.
+def weights_of(run: Run, asked: Weights | None, policy: str) -> WeightInputs:
+    """How the weights of a run are rounded, and the inputs for it.
+
+    Args:
+        run: the model and the data.
+        asked: by the user; None leaves it open.
+        policy: name of the plan's policy.
 
     Raises:
-        UsageError: error feedback is asked for and there is no data, or the plan is unreadable.
+        UsageError: error feedback is asked for and there is no data.
     """
-    policy = options.policy.name if options.plan is None else load_plan(options.plan).policy
-    method, reason = weights_in_force(options.weights, options.effort, policy, data)
-    seed = options.data.seed
-    return WeightInputs(prepared, data, method, options.effort, seed, progress, reason)
+    method, reason = weights_in_force(asked, run.effort, policy, run.inputs.calibration)
+    return WeightInputs(run, method, reason)
 
 
 class WeightInputs:
@@ -87,12 +86,9 @@ class WeightInputs:
     model runs over the data when `collect` or the first group asks for them.
 
     Args:
-        prepared: the model.
-        data: the calibration data; there where `method` needs it.
+        run: the model, its calibration data, and how many rows are sampled; the effort `fast`
+            samples as many as `balanced`.
         method: how weights are rounded.
-        effort: how many rows are sampled; `fast` samples as many as `balanced`.
-        seed: of the choice of rows.
-        progress: told after every sample.
         reason: why weights are rounded so.
 
     Attributes:
@@ -100,23 +96,13 @@ class WeightInputs:
         reason: as given.
     """
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        data: CalibrationData | None,
-        method: Weights,
-        effort: Effort,
-        seed: int,
-        progress: Progress,
-        reason: str = "",
-    ) -> None:
+    def __init__(self, run: Run, method: Weights, reason: str = "") -> None:
         self.method = method
         self.reason = reason
-        self._prepared = prepared
-        self._data = data if method is Weights.GPTQ and prepared.groups else None
-        self._work = WORK[Effort.BALANCED if effort is Effort.FAST else effort]
-        self._seed = seed
-        self._progress = progress
+        self._run = run
+        feedback = method is Weights.GPTQ and run.prepared.groups
+        self._data = run.inputs.calibration if feedback else None
+        self._work = WORK[Effort.BALANCED if run.effort is Effort.FAST else run.effort]
         self._exit = contextlib.ExitStack()
         self._writer: TokenRowWriter | None = None
 
@@ -143,9 +129,9 @@ class WeightInputs:
         if self._writer is None and self._data is not None:
             folder = tempfile.TemporaryDirectory(prefix="mmcompile-")
             self._writer = TokenRowWriter(
-                tuple(dict.fromkeys(map(watched_tensor, self._prepared.groups))),
+                tuple(dict.fromkeys(map(watched_tensor, self._run.prepared.groups))),
                 self._data,
-                self._work.rows(self._prepared.groups),
+                self._work.rows(self._run.prepared.groups),
                 Path(self._exit.enter_context(folder)),
             )
         return self._writer
@@ -161,15 +147,7 @@ class WeightInputs:
         if writer is None or self._data is None:
             return None
         if not writer.finished:
-            collect_token_rows(
-                self._prepared.source,
-                self._prepared.runnable,
-                self._data,
-                input_specs(self._prepared.runnable),
-                writer,
-                self._progress,
-                self._seed,
-            )
+            collect_token_rows(self._run.execution, self._data, writer)
         return writer.found
 
     def __call__(self, sites: SiteGroup) -> SampledInputs | None:
@@ -178,5 +156,5 @@ class WeightInputs:
         if rows is None:
             return None
         seen, held_back = rows.split(watched_tensor(sites).key)
-        thorough = self._work.is_thorough(self._prepared.groups)
+        thorough = self._work.is_thorough(self._run.prepared.groups)
         return SampledInputs(seen, held_back, self._work.dampings if thorough else (DAMPING,))

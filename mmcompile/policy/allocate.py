@@ -24,7 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-F64 = npt.NDArray[np.float64]
+from mmcompile.dtypes import F64
+
 IntArray = npt.NDArray[np.intp]
 
 _ROUNDING = 1e-9

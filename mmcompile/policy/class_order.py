@@ -16,16 +16,12 @@ import numpy.typing as npt
 
 from mmcompile.calib.gradient_rows import GroupRows
 from mmcompile.calib.stats import TensorStats
-from mmcompile.model import SourceModel
+from mmcompile.dtypes import F32, F64, IntArray
 from mmcompile.model.sites import SiteGroup
+from mmcompile.model.source import SourceModel
 from mmcompile.plan import PADDING, GroupPlan, Segment, format_order
-from mmcompile.policy.order import CHANNEL_STEP
-from mmcompile.policy.sensitivity import contributions, exact_response
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int32]
-
+from mmcompile.policy.choices import CHANNEL_STEP
+from mmcompile.policy.sensitivity import Sampled, contributions
 
 ROW_STEP = 2
 """Every second sampled token is looked at: that tells orders apart, at half the products."""
@@ -75,11 +71,9 @@ def in_best_order(
         np.ascontiguousarray(rows.activations[::ROW_STEP]),
         np.ascontiguousarray(rows.gradients[:, ::ROW_STEP]),
     )
-    exact = exact_response(group, source, rows)
+    sampled = Sampled(group, source, rows)
     damage = [
-        class_damage(
-            contributions(group, _reordered(plan, found), source, rows, exact), plan.segments
-        )
+        class_damage(contributions(sampled, _reordered(plan, found)), plan.segments)
         for found in distinct
     ]
     best = clearly_least(np.stack(damage))

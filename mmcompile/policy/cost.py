@@ -1,424 +1,189 @@
-"""The policy `cost`: the formats that change the model's output least for a given cost.
+"""The policy `cost`: the formats that change the model's output least for what they cost.
 
-Per group of layers, in two stages: channels are sorted by max |x| and the damage of each at 4 bits
-is measured; they are sorted again by that damage and the damage of every run in every format is
-measured. Then one allocation over the runs of the whole model chooses the formats, and inside each
-class the channels take the best of a few orders (`class_order`). The formulas are in
-`sensitivity`, the allocation in `allocate`, docs/policy.md tells the whole.
-
-Only the plan is decided here. How weights are rounded (error feedback, say) is the packer's.
+Here are its options; `cost_plan` has the planning.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-import numpy.typing as npt
-
-from mmcompile.calib.gradient_rows import GradientSamples, GroupRows
-from mmcompile.calib.stats import ActivationStats, TensorStats
 from mmcompile.errors import UsageError
-from mmcompile.formats import block_format, nvfp4_tensor_scale
-from mmcompile.model import SourceModel
-from mmcompile.model.sites import SiteGroup
-from mmcompile.plan import (
-    PADDING,
-    PLAN_VERSION,
-    UNFIT,
-    GroupPlan,
-    LeftAlone,
-    QuantPlan,
-    Segment,
-    format_order,
+from mmcompile.options import option
+from mmcompile.policy.budget import (
+    CLASSES,
+    DEFAULT_BUDGETS,
+    NO_BUDGET,
+    Budget,
+    candidates,
+    check_classes,
 )
-from mmcompile.policy.allocate import Limit, allocate, allocate_two, total_damage
-from mmcompile.policy.class_order import candidate_keys, in_best_order
-from mmcompile.policy.options import Policy, watched_tensor
-from mmcompile.policy.order import CHANNEL_STEP, Bounds, Order, channel_order, run_bounds
-from mmcompile.policy.pairs import Budget, FormatPair, candidates
-from mmcompile.policy.sensitivity import (
-    Scales,
-    channel_damage,
-    exact_response,
-    output_energy,
-    responses_of,
-    run_damage,
-    weight_amax,
-)
-from mmcompile.progress import Progress
+from mmcompile.policy.micromix import GRANULARITIES
+from mmcompile.policy.protocol import Evidence, Needs, ScaledPolicy
+from mmcompile.targets.target import FormatPair, Objective, Target
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int32]
-Choice = npt.NDArray[np.intp]
+if TYPE_CHECKING:
+    from mmcompile.plan import QuantPlan
 
-MXFP8_PAIR = FormatPair("mxfp8", "mxfp8")
-HEADROOM = 4.0
-"""Room above the largest activation seen, in NVFP4's tensor scale: inputs may be larger than what
-calibration saw. It costs nothing: E4M3 block scales reach 2^15 below it at full precision."""
-_ROUNDING = 1e-6
-"""Bits that sums of exact shares may be off."""
-_HUGE = 1e300
-"""Stands for a damage that overflowed."""
+UNLIMITED = 1e6
+"""A budget far beyond 8 bits everywhere."""
 
 
 @dataclass(frozen=True)
-class GroupDamage:
-    """What every format would do to one group.
+class CostPolicy(ScaledPolicy):
+    """The least damage to the model's output, measured with its gradients, for a cost on the GPU.
 
     Attributes:
-        order: int32[K_pad], the channels by damage, the runs lie along it.
-        bounds: intp[runs + 1], where the runs begin and end (`order.run_bounds`).
-        damage: float64[runs, pairs].
-        act_max: float32[K], largest |x| per channel.
-        weight_max: float32[K], largest |w| per channel.
-        outputs: N.
-        measured: False where the group's gradients are missing and the fallback was used.
+        objective: what is to be cheap.
+        target_speed: the largest mean tensor-core cost, 1 being the fastest pair of formats.
+        target_bits: the most bits per weight. With neither, the objective's default holds.
+        max_error: instead of a budget, the largest 1 − mean cosine similarity of any output.
+        classes: the formats to choose from.
+        granularity: channels of a run, of which one per layer may be shorter.
     """
 
-    order: IntArray
-    bounds: Bounds
-    damage: F64
-    act_max: F32
-    weight_max: F32
-    outputs: int
-    measured: bool
+    NAME: ClassVar[str] = "cost"
+    feedback: ClassVar[bool] = True
 
+    objective: Objective = option(
+        Objective.PREFILL,
+        "What cost saves: prefill (tensor-core time), decode (bytes of weights, activations "
+        "wider) or memory (bytes of weights).",
+        metavar="WHAT",
+    )
+    target_speed: float | None = option(
+        None,
+        "Budget of cost: mean tensor-core cost, from 1 (all FP4) to 2 (no FP4). "
+        "Default: 1.25 for prefill.",
+        metavar="X",
+    )
+    target_bits: float | None = option(
+        None,
+        "Budget of cost: mean bits per weight, scales included. "
+        "Default: 4.75 for decode, 5 for memory.",
+        metavar="X",
+    )
+    max_error: float | None = option(
+        None,
+        "Instead of a budget: cost finds the smallest one with which 1 − mean cosine of every "
+        "output, measured, is at most this.",
+        metavar="X",
+    )
+    classes: tuple[str, ...] = option(
+        CLASSES, "Formats that cost chooses from, with commas; default: all.", metavar="FORMATS"
+    )
+    granularity: int = option(
+        128,
+        "Channels of cost's runs, and that micromix's segments are multiples of.",
+        choices=GRANULARITIES,
+    )
 
-def measure_damage(
-    groups: Sequence[SiteGroup],
-    stats: ActivationStats,
-    samples: GradientSamples,
-    policy: Policy,
-    source: SourceModel,
-    progress: Progress,
-) -> tuple[GroupDamage, ...]:
-    """The damage of all groups, one group in memory at a time.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_classes(self.classes)
+        asked = self._asked  # refuses budgets that cannot be
+        if self.max_error is not None:
+            if not 0 < self.max_error < 2:
+                reason = f"{self.max_error:g} is no difference of a cosine similarity from 1"
+                remedy = "give a number such as 0.01"
+                raise UsageError("bad-max-error", "--max-error", reason, remedy)
+            if asked != NO_BUDGET:
+                reason = "it stands beside a budget, which it is to find"
+                remedy = "leave out --target-speed and --target-bits, or --max-error"
+                raise UsageError("two-budgets", "--max-error", reason, remedy)
 
-    Raises:
-        UsageError: the statistics of a group hold no token.
-    """
-    pairs = candidates(policy.objective, policy.classes)
-    tokens = {g.name: tokens_per_sample(stats.tensors[watched_tensor(g).key]) for g in groups}
-    # A sample's tokens add up in the model's output: a layer that sees few of them, on a pooled
-    # vector say, changes it less often than one that sees all.
-    most = max(tokens.values(), default=1.0)
-    response = mean_response(groups, samples, source)
-    found = []
-    for group in progress.track(groups, "measuring sensitivity", len(groups)):
-        tensor = stats.tensors[watched_tensor(group).key]
-        if not tensor.tokens:
-            reason = "calibration saw no token of it"
-            remedy = f"calibrate with more data, or --exclude {group.sites[0].node}"
-            raise UsageError("no-tokens", f"tensor {group.input}", reason, remedy)
-        rows = samples.groups.get(group.name)
-        known = rows is not None
-        if rows is None:
-            rows = synthetic_rows(group, tensor, source, response)
-        order, bounds, damage, largest = _group_damage(group, tensor, rows, pairs, policy, source)
-        damage *= tokens[group.name] / most
-        outputs = group.out_channels
-        found.append(GroupDamage(order, bounds, damage, tensor.abs_max, largest, outputs, known))
-    return tuple(found)
+    @property
+    def _asked(self) -> Budget:
+        return Budget(self.target_speed, self.target_bits)
 
+    @property
+    def name(self) -> str:
+        """The policy's name."""
+        return self.NAME
 
-def plan_cost(
-    groups: Sequence[SiteGroup],
-    stats: ActivationStats,
-    samples: GradientSamples,
-    damage: Sequence[GroupDamage],
-    policy: Policy,
-    source: SourceModel,
-    left_alone: Iterable[LeftAlone],
-    *,
-    orders_classes: bool = True,
-) -> QuantPlan:
-    """The plan with the least damage under the policy's budget.
+    @property
+    def family(self) -> str:
+        """One of its own."""
+        return self.NAME
 
-    Args:
-        groups: the layers.
-        stats: statistics of their inputs.
-        samples: sampled tokens of the groups.
-        damage: of `measure_damage`.
-        policy: the budget, and what damage was measured with.
-        source: where the weights lie.
-        left_alone: the layers that stay as they are.
-        orders_classes: whether the channels of a class take the best of a few orders, or that of
-            max |x|.
+    @property
+    def title(self) -> str:
+        """With its budget."""
+        budget = self.budget
+        parts = [f"{budget.speed:g}"] if budget.speed is not None else []
+        parts += [f"{budget.bits:.4g} bits"] if budget.bits is not None else []
+        return f"{self.NAME} {', '.join(parts)}"
 
-    Raises:
-        UsageError: no choice of formats meets the budget.
-    """
-    pairs = candidates(policy.objective, policy.classes)
-    budget, asked = policy.budget, policy.budget.bits
-    while True:
-        try:
-            choices = choose(damage, pairs, budget, groups)
-        except UsageError as error:
-            if budget == policy.budget:
-                raise
-            reason = f"{asked:g} cannot be kept with runs of {policy.granularity} channels"
-            raise UsageError(error.code, error.where, reason, "give more") from error
-        planned = tuple(
-            _plan_group(group, stats, found, pairs, choice, policy)
-            for group, found, choice in zip(groups, damage, choices, strict=True)
+    @property
+    def needs(self) -> Needs:
+        """Damage is measured with gradients."""
+        return Needs.GRADIENTS
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The classes."""
+        return self.classes
+
+    @property
+    def budget(self) -> Budget:
+        """The limits in force."""
+        return self._asked if self._asked != NO_BUDGET else DEFAULT_BUDGETS[self.objective]
+
+    @property
+    def limits(self) -> str:
+        """The budget in words."""
+        if self.max_error is not None:
+            return f"the least with which no output errs more than {self.max_error:g}"
+        budget, parts = self.budget, []
+        if budget.speed is not None:
+            parts.append(f"a mean tensor-core cost of {budget.speed:g} (the fastest formats 1)")
+        if budget.bits is not None:
+            parts.append(f"{budget.bits:g} bits per weight")
+        return "at most " + " and ".join(parts)
+
+    def pairs(self, target: Target) -> tuple[FormatPair, ...]:
+        """The pairs of formats to choose from, the cheapest first."""
+        return candidates(self.objective, self.classes, target)
+
+    def parameters(self) -> dict[str, str | float | int]:
+        """The parameters in force."""
+        found = {"granularity": self.granularity} | super().parameters()
+        found |= {"objective": self.objective.value, "classes": " ".join(self.classes)}
+        if self.budget.speed is not None:
+            found["target_speed"] = self.budget.speed
+        if self.budget.bits is not None:
+            found["target_bits"] = self.budget.bits
+        return found
+
+    def plan(self, evidence: Evidence) -> QuantPlan:
+        """The plan of a model.
+
+        Raises:
+            UsageError: no choice of formats meets the budget, or a layer saw no token.
+        """
+        from mmcompile.policy.cost_plan import plan_cost
+
+        return plan_cost(self, evidence)
+
+    def span(self, target: Target) -> tuple[float, float]:
+        """The least and the largest budget: cost, or bits where nothing is padded."""
+        prices = [target.price(pair, self.objective) for pair in self.pairs(target)]
+        return min(prices), max(prices)
+
+    def priced(self, price: float) -> CostPolicy:
+        """The same policy with a budget of the objective's kind."""
+        price = min(price, UNLIMITED)
+        by_speed = self.objective is Objective.PREFILL
+        return dataclasses.replace(
+            self,
+            target_speed=price if by_speed else None,
+            target_bits=None if by_speed else price,
+            max_error=None,
         )
-        excess = 0.0 if asked is None or budget.bits is None else mean_bits(planned) - asked
-        if excess <= _ROUNDING or budget.bits is None:
-            break
-        # Runs below 128 channels do not fill the words that scales are packed in, which only the
-        # finished segments tell.
-        budget = dataclasses.replace(budget, bits=budget.bits - max(excess, 2**-6))
-    # The order inside a class changes neither its cost nor the choice: once, for the plan at last.
-    ordered = planned
-    if orders_classes:
-        ordered = tuple(
-            _in_best_order(group, plan, stats, samples, source)
-            for group, plan in zip(groups, planned, strict=True)
-        )
-    total = sum(
-        total_damage(found.damage, choice) for found, choice in zip(damage, choices, strict=True)
-    )
-    parameters = policy.parameters() | {
-        "damage": total,
-        "groups_without_gradient": len(samples.missing),
-    }
-    return QuantPlan(
-        version=PLAN_VERSION,
-        model=source.path.name,
-        policy=policy.name,
-        parameters=parameters,
-        calibration=stats.description + ("" if stats.fit else f" {UNFIT}"),
-        groups=ordered,
-        left_alone=tuple(left_alone),
-    )
 
-
-def choose(
-    damage: Sequence[GroupDamage],
-    pairs: Sequence[FormatPair],
-    budget: Budget,
-    groups: Sequence[SiteGroup],
-) -> list[Choice]:
-    """The pair of every run, per group.
-
-    A budget that pays for MXFP8 everywhere gets it everywhere, the format with the widest range
-    of those with the least error.
-
-    Raises:
-        UsageError: no choice meets the budget.
-    """
-    if not damage:
-        return []
-    everything = np.concatenate([found.damage for found in damage])
-    channels = np.concatenate([np.diff(found.bounds) * float(found.outputs) for found in damage])
-    weights = sum(group.in_channels * group.out_channels for group in groups)
-    limits = []
-    for option, value, costs, whole in (
-        ("--target-speed", budget.speed, [pair.speed for pair in pairs], channels.sum()),
-        ("--target-bits", budget.bits, [pair.bits for pair in pairs], weights),
-    ):
-        if value is None:
-            continue
-        limit = Limit(np.outer(channels, costs), value * whole)
-        if not limit.feasible():
-            least = limit.costs.min(axis=1).sum() / whole
-            reason = f"{value:g} is below {least:.4g}, what the cheapest formats cost here"
-            raise UsageError("budget-too-small", option, reason, "give more, or other --classes")
-        limits.append(limit)
-    chosen = _allocated(everything, pairs, limits)
-    ends = np.cumsum([len(found.damage) for found in damage])
-    return np.split(chosen, ends[:-1])
-
-
-def mean_bits(groups: Sequence[GroupPlan]) -> float:
-    """Mean bits per weight of some groups, padding and scales included."""
-    weights = sum(group.in_channels * sum(group.out_channels) for group in groups)
-    return 8 * sum(group.packed_bytes for group in groups) / max(1, weights)
-
-
-def synthetic_rows(
-    group: SiteGroup, tensor: TensorStats, source: SourceModel, response: float
-) -> GroupRows:
-    """Rows for a group without gradients: isotropic random ones, in place of the true.
-
-    With g of independent normal numbers of variance s², D is s² times the mean squared error of
-    the run's part of the output. s² is such that a relative change of this layer's output moves
-    the model's like one of an average layer: s²·E|y|² = `response`.
-    """
-    energy = output_energy(group, source, tensor.rows)
-    generator = np.random.default_rng(len(tensor.rows) + group.out_channels)
-    shape = (1, len(tensor.rows), group.out_channels)
-    deviation = np.sqrt(response / energy) if energy > 0 else 0.0
-    return GroupRows(tensor.rows, generator.standard_normal(shape, np.float32) * deviation)
-
-
-def _allocated(damage: F64, pairs: Sequence[FormatPair], limits: Sequence[Limit]) -> Choice:
-    if MXFP8_PAIR in pairs:
-        everywhere = np.full(len(damage), pairs.index(MXFP8_PAIR), np.intp)
-        if all(limit.holds(everywhere) for limit in limits):
-            return everywhere
-    if not limits:
-        least: Choice = damage.argmin(axis=1)
-        return least
-    if len(limits) == 1:
-        return allocate(damage, limits[0])
-    try:
-        return allocate_two(damage, *limits)
-    except ValueError as error:
-        reason = "it cannot be kept together with --target-speed"
-        remedy = "raise one of the two, or leave one out"
-        raise UsageError("budget-too-small", "--target-bits", reason, remedy) from error
-
-
-def tokens_per_sample(tensor: TensorStats) -> float:
-    """Rows of a tensor per sample that showed any."""
-    return tensor.tokens / max(1, tensor.samples)
-
-
-def mean_response(
-    groups: Sequence[SiteGroup], samples: GradientSamples, source: SourceModel
-) -> float:
-    """How far a relative change of a layer's output moves the model's, squared, on average.
-
-    E|g|²/N · E|y|², over the groups whose gradients are known; 1 where none are.
-    """
-    if not samples.missing or not samples.groups:
-        return 1.0
-    values = []
-    for group in groups:
-        rows = samples.groups.get(group.name)
-        if rows is not None:
-            slope = float(np.mean(np.square(rows.gradients, dtype=np.float64)))
-            values.append(slope * output_energy(group, source, rows.activations))
-    return float(np.mean(values))
-
-
-def _group_damage(
-    group: SiteGroup,
-    tensor: TensorStats,
-    rows: GroupRows,
-    pairs: Sequence[FormatPair],
-    policy: Policy,
-    source: SourceModel,
-) -> tuple[IntArray, Bounds, F64, F32]:
-    """The order by damage, its runs, D[runs, pairs] of them, and the largest |w| per channel."""
-    largest = weight_amax(group, source)
-    scales = _scales(policy, tensor.abs_max, largest)
-    by_size = channel_order(tensor.abs_max.astype(np.float64), Order.SORTED, CHANNEL_STEP)
-    cheapest = pairs[0]
-    exact = exact_response(group, source, rows)
-    responses = responses_of(group, source, rows, exact, by_size, [cheapest.weight], scales)
-    harm = np.zeros(group.in_channels)
-    real = by_size != PADDING
-    alone = channel_damage(rows, responses, by_size, cheapest, scales)
-    harm[by_size[real]] = _finite(alone[real])
-    order = channel_order(harm, policy.channel_order, CHANNEL_STEP)
-    bounds = run_bounds(order.size, policy.granularity)
-    weights = tuple(dict.fromkeys(pair.weight for pair in pairs))
-    responses = responses_of(group, source, rows, exact, order, weights, scales)
-    damage = run_damage(rows, responses, order, pairs, scales, bounds)
-    return order, bounds, _finite(damage), largest
-
-
-def _scales(policy: Policy, act_max: F32, weight_max: F32) -> Scales:
-    """Tensor scales that reach the largest value of some channels."""
-    return Scales(
-        policy.scale_rule,
-        nvfp4_tensor_scale(HEADROOM * float(act_max.max(initial=0))),
-        nvfp4_tensor_scale(float(weight_max.max(initial=0))),
-        policy.weight_block_scales,
-    )
-
-
-def _finite(damage: F64) -> F64:
-    """Damage without NaN; the packer reports weights that are not finite."""
-    return np.nan_to_num(damage, nan=0.0, posinf=_HUGE)
-
-
-def _plan_group(
-    group: SiteGroup,
-    stats: ActivationStats,
-    found: GroupDamage,
-    pairs: Sequence[FormatPair],
-    choice: Choice,
-    policy: Policy,
-) -> GroupPlan:
-    tensor = stats.tensors[watched_tensor(group).key]
-    order, lengths = classed_order(found, choice, len(pairs))
-    if [pair for pair, length in zip(pairs, lengths, strict=True) if length] == [MXFP8_PAIR]:
-        # One wide format has nothing to gain from an order; this is the uniform policy's.
-        order = channel_order(tensor.abs_max.astype(np.float64), Order.NATURAL, CHANNEL_STEP)
-    segments = tuple(
-        policy.segment(length, pair.act, pair.weight)
-        for pair, length in zip(pairs, lengths, strict=True)
-        if length
-    )
-    half = _channels_of(order, segments)
-    scales = _scales(policy, found.act_max[half], found.weight_max[half])
-    needs = half.size > 0
-    channels = order.size
-    spent = sum(pair.speed * length for pair, length in zip(pairs, lengths, strict=True))
-    return GroupPlan(
-        name=group.name,
-        input=group.input,
-        nodes=tuple(site.node for site in group.sites),
-        in_channels=group.in_channels,
-        out_channels=tuple(site.out_channels for site in group.sites),
-        order=format_order(order),
-        segments=segments,
-        act_tensor_scale=scales.act_tensor if needs else 1.0,
-        weight_tensor_scale=scales.weight_tensor if needs else 1.0,
-        figures={
-            "tokens": float(tensor.tokens),
-            "act_max": float(tensor.abs_max.max(initial=0)),
-            "damage": total_damage(found.damage, choice),
-            "damage_in_cheapest": float(found.damage[:, 0].sum()),
-            "speed_cost": spent / channels,
-            "gradient_measured": float(found.measured),
-        },
-    )
-
-
-def _in_best_order(
-    group: SiteGroup,
-    plan: GroupPlan,
-    stats: ActivationStats,
-    samples: GradientSamples,
-    source: SourceModel,
-) -> GroupPlan:
-    """The plan with the best order inside its classes; uniform MXFP8 stays as it is."""
-    if [FormatPair(s.act_format, s.weight_format) for s in plan.segments] == [MXFP8_PAIR]:
-        return plan
-    tensor = stats.tensors[watched_tensor(group).key]
-    rows = samples.groups.get(group.name)
-    if rows is None:
-        # The scale of these rows is nothing to a comparison of orders.
-        rows = synthetic_rows(group, tensor, source, response=1.0)
-    return in_best_order(group, plan, candidate_keys(tensor, len(plan.segments)), source, rows)
-
-
-def classed_order(found: GroupDamage, choice: Choice, pairs: int) -> tuple[IntArray, list[int]]:
-    """The channels class by class, each class ascending by max |x|, and the classes' lengths."""
-    parts, lengths = [], []
-    classes = np.repeat(choice, np.diff(found.bounds))
-    for index in range(pairs):
-        channels = found.order[classes == index]
-        magnitude = np.where(channels == PADDING, -1, found.act_max[np.maximum(channels, 0)])
-        parts.append(channels[np.lexsort((channels, magnitude))])
-        lengths.append(channels.size)
-    return np.concatenate(parts).astype(np.int32), lengths
-
-
-def _channels_of(order: IntArray, segments: Sequence[Segment]) -> IntArray:
-    """The real channels in segments whose scales need a tensor scale."""
-    found, start = [np.zeros(0, np.int32)], 0
-    for segment in segments:
-        part = order[start : start + segment.channels]
-        if block_format(segment.act_format).scale == "e4m3":
-            found.append(part[part != PADDING])
-        start += segment.channels
-    return np.concatenate(found)
+    def price_of(self, plan: QuantPlan, target: Target) -> float:
+        """What the objective counts of a plan."""
+        if self.objective is Objective.PREFILL:
+            return target.plan_speed_cost(plan.groups)
+        return plan.mean_weight_bits()

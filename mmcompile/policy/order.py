@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import enum
-
 import numpy as np
 import numpy.typing as npt
 
+from mmcompile.dtypes import IntArray
 from mmcompile.plan import PADDING
+from mmcompile.policy.choices import Order
 
-IntArray = npt.NDArray[np.int32]
 Bounds = npt.NDArray[np.intp]
-
-CHANNEL_STEP = 32
-"""Lengths of segments are multiples of this, the longest block."""
-
-
-class Order(enum.StrEnum):
-    """How channels are sorted before they are split.
-
-    `sorted` is the paper's: ascending by mean |x|. The others serve to show that it matters.
-    """
-
-    SORTED = "sorted"
-    REVERSED = "reversed"
-    RANDOM = "random"
-    NATURAL = "natural"
 
 
 def channel_order(magnitude: npt.NDArray[np.float64], order: Order, multiple: int) -> IntArray:

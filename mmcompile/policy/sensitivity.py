@@ -13,25 +13,22 @@ per token. Errors of different runs are taken to be uncorrelated: their D add up
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from mmcompile import _native
 from mmcompile.calib.gradient_rows import GroupRows
-from mmcompile.formats import THRESHOLDS, block_format
-from mmcompile.model import SourceModel
+from mmcompile.dtypes import F32, F64, IntArray
+from mmcompile.formats import THRESHOLDS, WeightScales, block_format
 from mmcompile.model.sites import SiteGroup
+from mmcompile.model.source import SourceModel
 from mmcompile.packed import THREADS, dequantize_activations, native_segments
-from mmcompile.plan import PADDING, GroupPlan, WeightScales
+from mmcompile.plan import PADDING, GroupPlan
 from mmcompile.policy.order import Bounds
-from mmcompile.policy.pairs import FormatPair
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int32]
+from mmcompile.targets.target import FormatPair
 
 WEIGHT_BLOCK = 2**23
 """Weights that are quantized at once: 32 MiB as float32."""
@@ -60,6 +57,30 @@ class Scales:
     def weight_threshold(self, fmt: str) -> float | None:
         """That of a format of weights; None where scales are searched."""
         return THRESHOLDS[self.rule][fmt] if self.weights == "rule" else None
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A group of layers and sampled tokens of it.
+
+    Attributes:
+        group: the layers.
+        source: where their weights lie.
+        rows: the tokens.
+    """
+
+    group: SiteGroup
+    source: SourceModel
+    rows: GroupRows
+
+    @functools.cached_property
+    def exact(self) -> F32:
+        """g·W, float32[D, R, K] in the channels' own order."""
+        gradients = self.rows.gradients
+        response = np.zeros((*gradients.shape[:2], self.group.in_channels), np.float32)
+        for start, weight in weight_rows(self.group, self.source):
+            response += gradients[:, :, start : start + len(weight)] @ weight
+        return response
 
 
 @dataclass(frozen=True)
@@ -105,13 +126,7 @@ def run_damage(
 
 
 def responses_of(
-    group: SiteGroup,
-    source: SourceModel,
-    rows: GroupRows,
-    exact: F32,
-    order: IntArray,
-    formats: Sequence[str],
-    scales: Scales,
+    sampled: Sampled, order: IntArray, formats: Sequence[str], scales: Scales
 ) -> Responses:
     """g·W for the weight as it is and in the given formats, in a channel order.
 
@@ -119,47 +134,34 @@ def responses_of(
     `WEIGHT_BLOCK` numbers are in memory at a time.
 
     Args:
-        group: the layers.
-        source: where the weights lie.
-        rows: the sampled tokens.
-        exact: `exact_response` of the same.
+        sampled: the layers and sampled tokens of them.
         order: int32[K_pad].
         formats: names of the weight formats, without repetition.
         scales: how block scales are found.
     """
-    shape = (*rows.gradients.shape[:2], order.size)
-    quantized = {name: np.zeros(shape, np.float32) for name in formats}
-    for start, weight in weight_rows(group, source):
-        gradient = rows.gradients[:, :, start : start + len(weight)]
+    gradients = sampled.rows.gradients
+    quantized = {name: np.zeros((*gradients.shape[:2], order.size), np.float32) for name in formats}
+    for start, weight in weight_rows(sampled.group, sampled.source):
+        gradient = gradients[:, :, start : start + len(weight)]
         for name in formats:
             rounded = quantized_rows(
                 weight, order, name, scales.weight_threshold(name), scales.weight_tensor
             )
             quantized[name] += gradient @ rounded
-    return Responses(in_order(exact, order), quantized)
+    return Responses(in_order(sampled.exact, order), quantized)
 
 
-def exact_response(group: SiteGroup, source: SourceModel, rows: GroupRows) -> F32:
-    """g·W, float32[D, R, K] in the channels' own order."""
-    response = np.zeros((*rows.gradients.shape[:2], group.in_channels), np.float32)
-    for start, weight in weight_rows(group, source):
-        response += rows.gradients[:, :, start : start + len(weight)] @ weight
-    return response
-
-
-def contributions(
-    group: SiteGroup, plan: GroupPlan, source: SourceModel, rows: GroupRows, exact: F32
-) -> F32:
+def contributions(sampled: Sampled, plan: GroupPlan) -> F32:
     """x̂_j·(gŴ)_j − x_j·(gW)_j of every token and position of the order: float32[D, R, K_pad]."""
-    order = plan.channel_order()
+    rows, order = sampled.rows, plan.channel_order()
     segments = native_segments(plan.segments, "weight")
     quantized = np.zeros((*rows.gradients.shape[:2], order.size), np.float32)
-    for start, weight in weight_rows(group, source):
+    for start, weight in weight_rows(sampled.group, sampled.source):
         rounded = _native.quantize_rows(weight, order, segments, plan.weight_tensor_scale, THREADS)
         quantized += rows.gradients[:, :, start : start + len(weight)] @ rounded
     quantized *= dequantize_activations(rows.activations, plan)
     real = order != PADDING
-    quantized[:, :, real] -= (rows.activations * exact)[:, :, order[real]]
+    quantized[:, :, real] -= (rows.activations * sampled.exact)[:, :, order[real]]
     return quantized
 
 
@@ -178,7 +180,7 @@ def quantized_rows(
     A threshold of None searches the better of two scales per block, as for weights.
     """
     segments = [(order.size, block_format(fmt).id, threshold)]
-    scale = tensor_scale if block_format(fmt).scale == "e4m3" else 1.0
+    scale = tensor_scale if block_format(fmt).has_tensor_scale else 1.0
     return _native.quantize_rows(values, order, segments, scale, THREADS)
 
 

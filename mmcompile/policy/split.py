@@ -16,21 +16,13 @@ of channels per format.
 
 from __future__ import annotations
 
-import enum
 import math
 from dataclasses import dataclass
 
-from mmcompile.formats import BlockFormat, block_format
+from mmcompile.formats import MXFP4, MXFP6_E3M2, BlockFormat
+from mmcompile.policy.choices import Thresholds
 
-
-class Thresholds(enum.StrEnum):
-    """Which of the two published threshold settings to use."""
-
-    PAPER = "paper"
-    CODE = "code"
-
-
-_CODE_RATIOS = {"mxfp4": 448 / 6 / 2**10, "mxfp6_e3m2": 448 / 28 / 2**6}
+_CODE_RATIOS = {MXFP4: 448 / 6 / 2**10, MXFP6_E3M2: 448 / 28 / 2**6}
 
 
 @dataclass(frozen=True)
@@ -45,8 +37,8 @@ class Split:
 def threshold_ratios(setting: Thresholds, factor: float) -> tuple[float, float]:
     """The thresholds T(E2M1) and T(E3M2) relative to a token's max |x|, times the factor λ."""
     low, middle = (
-        _paper_ratio(block_format(name)) if setting is Thresholds.PAPER else _CODE_RATIOS[name]
-        for name in ("mxfp4", "mxfp6_e3m2")
+        _paper_ratio(fmt) if setting is Thresholds.PAPER else _CODE_RATIOS[fmt]
+        for fmt in (MXFP4, MXFP6_E3M2)
     )
     return low * factor, middle * factor
 

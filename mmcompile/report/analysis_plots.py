@@ -7,6 +7,7 @@ escaped.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
+from mmcompile.formats import MXFP4, MXFP6_E3M2, MXFP8, NVFP4
 from mmcompile.report.analysis import (
     Analysis,
     DamageProfile,
@@ -27,6 +29,7 @@ from mmcompile.report.analysis import (
 )
 from mmcompile.report.plots import (
     ACCENT,
+    BAD,
     FORMAT_COLORS,
     INK,
     MUTED,
@@ -55,14 +58,14 @@ if TYPE_CHECKING:
 PANEL = (520, 300)
 PANEL_BOX = (52, 42, 452, 226)
 """Left, bottom, width and height of a panel's axes."""
-FAMILY_COLORS = {"cost": ACCENT, "micromix": FORMAT_COLORS["mxfp6_e3m2"], "uniform": MUTED}
-FAMILY_NAMES = {"cost": "cost", "micromix": "MicroMix", "uniform": "one format"}
+FAMILY_COLORS = (ACCENT, FORMAT_COLORS[MXFP6_E3M2.name], INK, BAD)
+"""Of families of policies, in the order of `Pareto.points`; plans of one format have its own."""
 STRESS_COLORS = (
     INK,
-    FORMAT_COLORS["mxfp6_e3m2"],
-    FORMAT_COLORS["mxfp4"],
-    FORMAT_COLORS["nvfp4"],
-    FORMAT_COLORS["mxfp8"],
+    FORMAT_COLORS[MXFP6_E3M2.name],
+    FORMAT_COLORS[MXFP4.name],
+    FORMAT_COLORS[NVFP4.name],
+    FORMAT_COLORS[MXFP8.name],
     MUTED,
 )
 """Colours of the plans in the order of `Stress.plans`."""
@@ -149,8 +152,10 @@ def _against(pareto: Pareto, what: str) -> Markup | None:
     if what != "damage":
         on_front = [p for p in points if _on_front(p[0], what)]
         _draw_front(axes, sorted((x, y) for _, x, y in on_front))
-    for family in FAMILY_NAMES:
-        _draw_family(axes, [p for p in points if p[0].plan.family == family], what)
+    families = dict.fromkeys(point.plan.family for point, *_ in points)
+    for family, color in zip(families, itertools.cycle(FAMILY_COLORS), strict=False):
+        members = [p for p in points if p[0].plan.family == family]
+        _draw_family(axes, members, color, what)
     label = f"Error of {len(points)} plans against: {titles[what]}. The table has the figures."
     return _embed(figure, f"pareto-{what}", label, _targets(figure, axes, points))
 
@@ -161,21 +166,20 @@ def _draw_front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
         axes.step(*zip(*front, strict=True), where="post", color=MUTED, linewidth=1, alpha=0.7)
 
 
-def _draw_family(axes: Axes, points: Sequence[tuple[ParetoPoint, float, float]], what: str) -> None:
+def _draw_family(
+    axes: Axes, points: Sequence[tuple[ParetoPoint, float, float]], color: str, what: str
+) -> None:
     """The plans of one family: joined by a line, or named where each is a format of its own."""
-    if not points:
-        return
-    family = points[0][0].plan.family
-    color = FAMILY_COLORS[family]
-    if family != "uniform" and what != "damage":
+    formats = all(point.plan.name in FORMAT_COLORS for point, *_ in points)
+    if not formats and what != "damage":
         line = sorted((x, y) for _, x, y in points)
         axes.plot(*zip(*line, strict=True), "-", color=color, linewidth=1.6, alpha=0.55)
     for point, x, y in points:
-        own = _color(point.plan.name) if family == "uniform" else color
+        own = _color(point.plan.name) if formats else color
         size = 9 if point.chosen else 6.5
         edge = INK if point.chosen else own
         axes.plot([x], [y], "o", color=own, markersize=size, mew=2 if point.chosen else 0, mec=edge)
-        if family == "uniform" and what != "damage":
+        if formats and what != "damage":
             near_end = x > np.mean(axes.get_xlim())
             axes.annotate(
                 point.plan.name,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from mmcompile.formats import MXFP4, MXFP6_E3M2, MXFP8, NVFP4
 from mmcompile.report.page import render_page
 from mmcompile.report.plots import (
     ACCENT,
@@ -33,10 +34,10 @@ LEGEND_STEP = 96
 COLORS = {
     "FP16": MUTED,
     "FP8": ACCENT,
-    "MXFP8": FORMAT_COLORS["mxfp8"],
-    "MXFP6": FORMAT_COLORS["mxfp6_e3m2"],
-    "NVFP4": FORMAT_COLORS["nvfp4"],
-    "MXFP4": FORMAT_COLORS["mxfp4"],
+    "MXFP8": FORMAT_COLORS[MXFP8.name],
+    "MXFP6": FORMAT_COLORS[MXFP6_E3M2.name],
+    "NVFP4": FORMAT_COLORS[NVFP4.name],
+    "MXFP4": FORMAT_COLORS[MXFP4.name],
     "MicroMix": INK,
 }
 _OTHERS = (*FORMAT_COLORS.values(), ACCENT, INK, MUTED)

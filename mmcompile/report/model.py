@@ -51,6 +51,7 @@ class ModelInfo(_Record, frozen=True):
         path: the model file as it was given.
         bytes_before: size of the original, external data included.
         bytes_after: size of the rewritten model, external data included.
+        bytes_fp16: size of the original with two bytes per weight; None in older reports.
         parameters: number of elements in the original's initializers.
         opset: version of the default ONNX operator set.
         dtype: type of the rewritten layers, e.g. `float32`.
@@ -64,6 +65,43 @@ class ModelInfo(_Record, frozen=True):
     opset: int
     dtype: str
     estimated: bool = False
+    bytes_fp16: int | None = None
+
+
+class Island(_Record, frozen=True):
+    """Nodes that stay in float32 for one reason.
+
+    Attributes:
+        code: short name of the reason.
+        reason: the reason in words.
+        nodes: number of nodes.
+    """
+
+    code: str
+    reason: str
+    nodes: int
+
+
+class RestInfo(_Record, frozen=True):
+    """What became of all but the rewritten layers.
+
+    Attributes:
+        dtype: type that most of it computes in, e.g. `float16`.
+        reason: why.
+        nodes: its nodes that compute on floats; 0 where it was left as it is.
+        islands: those of them that stay in float32.
+        beyond: names of the tensors whose numbers were too large, as measured.
+        samples: samples that this was measured on; 0 where it was not.
+        notes: anything else a reader must know.
+    """
+
+    dtype: str
+    reason: str
+    nodes: int = 0
+    islands: tuple[Island, ...] = ()
+    beyond: tuple[str, ...] = ()
+    samples: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class TargetInfo(_Record, frozen=True):
@@ -73,11 +111,13 @@ class TargetInfo(_Record, frozen=True):
         name: the target's name, e.g. `sm_120`.
         description: one line about it.
         executed: True only where figures of this report were measured on such a GPU.
+        remark: what its owner has to know of the plan, say that no format gains time there.
     """
 
     name: str
     description: str
     executed: bool = False
+    remark: str = ""
 
 
 class PolicyInfo(_Record, frozen=True):
@@ -241,6 +281,8 @@ class VerificationReport(_Record, frozen=True):
         first_bad_layer: name of the first of them that is out of bounds.
         threshold: what was demanded, in words; None where nothing was.
         note: anything a reader must know.
+        rest_alone: the same of the original with all but its linears in half precision: what that
+            step alone does to the outputs; empty where it was not made or not measured.
         measured_on: what ran the two models.
     """
 
@@ -252,6 +294,7 @@ class VerificationReport(_Record, frozen=True):
     first_bad_layer: str | None = None
     threshold: str | None = None
     note: str | None = None
+    rest_alone: tuple[OutputReport, ...] = ()
     measured_on: str = "ONNX Runtime, CPU"
 
 
@@ -304,6 +347,7 @@ class Report(_Record, frozen=True):
         target: the GPU.
         policy: how precision was assigned.
         calibration: the data that the plan was made from.
+        rest: what became of all else; None in older reports.
         layers: one entry per `MicroMixLinear` node, in graph order.
         left_alone: the linear layers that kept their precision, with reasons.
         verification: None where it was not asked for.
@@ -327,6 +371,7 @@ class Report(_Record, frozen=True):
     engine: EngineInfo | None = None
     stages: tuple[StageTime, ...] = ()
     peak_memory_bytes: int | None = None
+    rest: RestInfo | None = None
     reproduce: tuple[str, ...] = ()
 
 

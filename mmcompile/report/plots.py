@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from mmcompile.formats import BLOCK_FORMATS
 from mmcompile.report.model import EXACT_DB, LayerReport, VerificationReport
 from mmcompile.report.summary import (
     Share,
@@ -35,13 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE, ACCENT, BAD = "#e00001", "#e00002", "#e00003", "#e00004", "#e00005"
-FORMAT_COLORS = {
-    "mxfp4": "#e00010",
-    "nvfp4": "#e00011",
-    "mxfp6_e2m3": "#e00012",
-    "mxfp6_e3m2": "#e00013",
-    "mxfp8": "#e00014",
-}
+FORMAT_COLORS = {name: f"#e0001{number}" for number, name in enumerate(BLOCK_FORMATS)}
 TEXT_COLORS = {name: color.replace("#e000", "#e001") for name, color in FORMAT_COLORS.items()}
 CSS_COLORS = {
     INK: "var(--ink)",

@@ -19,13 +19,17 @@ from mmcompile.report.model import (
     EXACT_DB,
     LayerError,
     LayerReport,
+    ModelInfo,
     OutputReport,
     Report,
+    RestInfo,
     VerificationReport,
     WeightRounding,
 )
 
 UNMEASURED = "–"
+REST_ALONE = " (half precision alone)"
+"""What is added to the name of an output where only the rest of the model was changed."""
 
 
 @dataclass(frozen=True)
@@ -266,6 +270,34 @@ def weights_text(report: Report) -> str:
         kept = sum(not one.reason for one in roundings)
         text += f" in {count_text(kept)} of {count_text(len(roundings))} layers"
     return f"{text} ({policy.weights_reason})" if policy.weights_reason else text
+
+
+def size_change(model: ModelInfo) -> tuple[str, str]:
+    """How the size changed against FP16, e.g. `("1.36×", "smaller than FP16")`.
+
+    Older reports do not say what FP16 would have; the original takes its place in them.
+    """
+    if model.bytes_fp16 is None:
+        return change_text(model.bytes_before, model.bytes_after)
+    factor, word = change_text(model.bytes_fp16, model.bytes_after)
+    return factor, f"{word} than FP16" if word else ""
+
+
+def original_sizes_text(model: ModelInfo) -> str:
+    """What the original takes, as it is and in FP16."""
+    text = bytes_text(model.bytes_before)
+    if model.bytes_fp16 is None or model.bytes_fp16 == model.bytes_before:
+        return text
+    return f"{text}, {bytes_text(model.bytes_fp16)} in FP16"
+
+
+def rest_text(rest: RestInfo) -> str:
+    """What all but the rewritten layers compute in, in a line."""
+    text = f"{rest.dtype} ({rest.reason})"
+    if not rest.nodes:
+        return text
+    kept = sum(island.nodes for island in rest.islands)
+    return f"{text}; {count_text(kept)} of {count_text(rest.nodes)} nodes stay in float32"
 
 
 def rounding_text(rounding: WeightRounding) -> str:

@@ -16,13 +16,14 @@ from mmcompile.report.model import (
     LayerError,
     LayerReport,
     Report,
+    RestInfo,
     VerificationReport,
 )
 from mmcompile.report.summary import (
+    REST_ALONE,
     Totals,
     bits_text,
     bytes_text,
-    change_text,
     cosine_text,
     count_text,
     decibel_text,
@@ -32,12 +33,15 @@ from mmcompile.report.summary import (
     layer_labels,
     layer_totals,
     nearest_reasons,
+    original_sizes_text,
     output_figures,
     percent_text,
     plain_text,
     reason_groups,
     report_totals,
+    rest_text,
     seconds_text,
+    size_change,
     verdict,
     weights_text,
     worst_first,
@@ -68,6 +72,8 @@ def print_summary(report: Report, console: Console, verbose: bool) -> None:
     _print_totals(report, totals, console)
     _print_left_alone(report, console, verbose)
     _print_nearest(report, console, verbose)
+    if report.rest is not None:
+        _print_islands(report.rest, console)
     if report.verification is not None:
         _print_verification(report.verification, console, verbose)
     _print_cost(report, console, verbose)
@@ -83,6 +89,8 @@ def _print_heading(report: Report, console: Console) -> None:
         f" for {plain_text(report.target.name)}, policy {plain_text(report.policy.name)}",
     )
     console.print(line, soft_wrap=True)
+    if report.target.remark:
+        console.print(Text(f"Note: {plain_text(report.target.remark)}.", "yellow"), soft_wrap=True)
 
 
 def _print_unfit(report: Report, console: Console) -> None:
@@ -160,13 +168,13 @@ def _kind_table(report: Report, labels: dict[str, str]) -> Table:
 
 def _print_totals(report: Report, totals: Totals, console: Console) -> None:
     model = report.model
-    change = " ".join(change_text(model.bytes_before, model.bytes_after))
-    size = f"{bytes_text(model.bytes_before)} → {bytes_text(model.bytes_after)} ({change})"
+    size = f"{bytes_text(model.bytes_after)}, {' '.join(size_change(model))}"
     size += ", estimated" if model.estimated else ""
     linears = f"{count_text(totals.linears)} of {count_text(totals.candidates)}"
     grid = Table.grid(padding=(0, 2))
     grid.add_row("Calibrated on", Text(_calibration_text(report.calibration)))
     grid.add_row("Model size", Text(size, style="bold"))
+    grid.add_row("Original", original_sizes_text(model))
     grid.add_row("Linear layers rewritten", f"{linears} in {count_text(len(report.layers))} groups")
     grid.add_row("Mean bits per weight", bits_text(totals.weight_bits))
     grid.add_row("Mean bits per activation", bits_text(totals.act_bits))
@@ -175,6 +183,8 @@ def _print_totals(report: Report, totals: Totals, console: Console) -> None:
         grid.add_row("Weights by format", Text(shares))
     if rounding := weights_text(report):
         grid.add_row("Weights rounded", Text(plain_text(rounding)))
+    if report.rest is not None:
+        grid.add_row("All else", Text(plain_text(rest_text(report.rest))))
     console.print(grid)
 
 
@@ -212,6 +222,21 @@ def _print_nearest(report: Report, console: Console, verbose: bool) -> None:
     console.print(table)
 
 
+def _print_islands(rest: RestInfo, console: Console) -> None:
+    """The nodes that stay in float32, by reason, and what else is to be known of the rest."""
+    if rest.islands:
+        title = "Nodes outside of the rewritten layers that stay in float32"
+        table = open_table(title, ("Reason",), ("Nodes",))
+        for island in rest.islands:
+            cause = Text.assemble(
+                (plain_text(island.code), "bold"), f": {plain_text(island.reason)}"
+            )
+            table.add_row(cause, count_text(island.nodes))
+        console.print(table)
+    for note in rest.notes:
+        console.print(Text(plain_text(note)))
+
+
 def _node_list(nodes: Sequence[str], verbose: bool) -> Group:
     shown = nodes if verbose else nodes[:NODES_SHOWN]
     lines: list[Name | Text] = [Name(plain_text(node)) for node in shown]
@@ -229,6 +254,10 @@ def _print_verification(result: VerificationReport, console: Console, verbose: b
     for output in result.outputs:
         figures = output_figures(output, logits=logits)
         table.add_row(Name(plain_text(output.name)), Text(plain_text(output.dtype)), *figures)
+    for output in result.rest_alone:
+        figures = output_figures(output, logits=logits)
+        label = Name(plain_text(f"{output.name}{REST_ALONE}"))
+        table.add_row(label, Text(plain_text(output.dtype)), *figures)
     if result.outputs:
         console.print(table)
     found = verdict(result)

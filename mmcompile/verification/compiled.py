@@ -12,14 +12,17 @@ import onnx
 from mmcompile import ops
 from mmcompile.errors import UnsupportedModelError
 from mmcompile.formats import BLOCK_FORMATS
-from mmcompile.model import SourceModel
+from mmcompile.model.source import SourceModel
 from mmcompile.packed import PackedLinear
 from mmcompile.plan import PADDING, SCALE_WORD, GroupPlan, Segment, find_problem, format_order
 
 
 @dataclass(frozen=True)
 class CompiledNode:
-    """A node with the tensors that leave it, the Split after it looked through."""
+    """A node with the tensors that leave it, the Split after it looked through.
+
+    A tensor that leaves it in half precision may be there in float32, too, under another name.
+    """
 
     name: str
     outputs: tuple[str, ...]
@@ -40,6 +43,8 @@ def compiled_nodes(model: SourceModel) -> tuple[CompiledNode, ...]:
         following = readers.get(outputs[0], [])
         if len(following) == 1 and following[0].name == f"{node.name}.split":
             outputs = tuple(following[0].output)
+        casts = [n for name in outputs for n in readers.get(name, []) if n.op_type == "Cast"]
+        outputs += tuple(cast.output[0] for cast in casts)
         found.append(CompiledNode(node.name, outputs, node))
     return tuple(found)
 

@@ -11,14 +11,14 @@ import numpy.typing as npt
 from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile import ops
-from mmcompile.model import SourceModel
+from mmcompile.dtypes import F32
 from mmcompile.model.session import open_session
 from mmcompile.model.sites import SiteGroup
+from mmcompile.model.source import SourceModel
 from mmcompile.packed import PackedLinear, dequantize_activations, dequantize_weight
 from mmcompile.plan import GroupPlan
 from mmcompile.verification.metrics import decibel
 
-F32 = npt.NDArray[np.float32]
 MEASURED_ROWS = 64
 """Token rows that a layer's error is measured on, spread over all samples."""
 _UNIT_ROUNDOFF: dict[int, float] = {

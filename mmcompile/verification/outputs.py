@@ -16,8 +16,8 @@ import onnx
 import onnxruntime as ort
 
 from mmcompile.errors import UsageError
-from mmcompile.model import SourceModel
 from mmcompile.model.session import first_line, open_session
+from mmcompile.model.source import SourceModel
 from mmcompile.progress import Progress, Silent
 from mmcompile.verification.metrics import Agreement
 from mmcompile.verification.unpacked import open_compiled
@@ -41,35 +41,36 @@ class LayerSpec:
 
 def compare_outputs(
     original: SourceModel,
-    compiled: SourceModel,
+    others: Sequence[SourceModel],
     samples: Sequence[Sample],
     logits: frozenset[str],
     progress: Progress,
-) -> dict[str, Agreement]:
-    """Agreement of every model output over all samples, by output name.
+) -> list[dict[str, Agreement]]:
+    """Agreement of every model output over all samples, by output name, for every other model.
 
     The models run one after the other, so that only one is in memory; the original's outputs are
     kept for as many samples as `KEPT_BYTES` allows.
 
     Args:
-        original: the model as the user gave it.
-        compiled: the rewritten model.
+        original: the model as the user gave it, or a version of it that this machine can run.
+        others: compiled models, and other versions of the original.
         samples: held-back inputs.
         logits: names of the outputs that are logits.
         progress: told after every sample.
     """
-    found: dict[str, Agreement] = {}
+    found: list[dict[str, Agreement]] = [{} for _ in others]
     done = 0
     while done < len(samples):
         rest = samples[done:]
-        expected = _while_kept(
-            _run(open_session(original.path, original.folder), rest, progress, "running original")
-        )
-        outputs = _run(
-            open_compiled(compiled, compiled.proto), rest[: len(expected)], progress, "running"
-        )
-        for reference, actual in zip(expected, outputs, strict=True):
-            _add(found, reference, actual, logits)
+        session = open_session(original.proto, original.folder)
+        expected = _while_kept(_run(session, rest, progress, "running original"))
+        del session
+        for agreements, other in zip(found, others, strict=True):
+            session = open_compiled(other, other.proto)
+            outputs = _run(session, rest[: len(expected)], progress, "running")
+            for reference, actual in zip(expected, outputs, strict=True):
+                _add(agreements, reference, actual, logits)
+            del session, outputs
         done += len(expected)
     return found
 
@@ -81,7 +82,10 @@ def compare_layers(
     samples: Sequence[Sample],
     progress: Progress,
 ) -> dict[str, Agreement]:
-    """Agreement of every layer's output within the whole model, in graph order, by layer name."""
+    """Agreement of every layer's output within the whole model, in graph order, by layer name.
+
+    A layer may answer in another type than it had, which is no disagreement.
+    """
     found: dict[str, Agreement] = {}
     tokens = max((_tokens(sample) for sample in samples), default=1)
     for portion in _portions(layers, tokens):
@@ -97,7 +101,8 @@ def compare_layers(
         for expected, actual in pairs:
             for layer in portion:
                 agreement = found.setdefault(layer.name, Agreement())
-                agreement.add(expected[layer.tensor], actual[layer.tensor])
+                reference = expected[layer.tensor]
+                agreement.add(reference, actual[layer.tensor].astype(reference.dtype))
     return found
 
 

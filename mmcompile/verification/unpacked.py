@@ -23,8 +23,9 @@ import onnxruntime as ort
 from onnx import TensorProto
 
 from mmcompile import ops
-from mmcompile.model import SourceModel
+from mmcompile.model.opsets import opset_of
 from mmcompile.model.session import Purpose, open_session
+from mmcompile.model.source import SourceModel
 from mmcompile.output import disk_errors
 from mmcompile.packed import dequantize_weight
 from mmcompile.plan import GroupPlan
@@ -56,7 +57,8 @@ def open_compiled(compiled: SourceModel, skeleton: onnx.ModelProto) -> ort.Infer
         EnvironmentProblem: the model's folder takes no temporary file.
     """
     if not runs_unpacked(compiled):
-        purpose = Purpose.DEPLOYMENT if skeleton is compiled.proto else Purpose.FEW_RUNS
+        deployed = skeleton is compiled.proto and compiled_nodes(compiled)
+        purpose = Purpose.DEPLOYMENT if deployed else Purpose.FEW_RUNS
         return open_session(skeleton, compiled.folder, purpose)
     model = onnx.ModelProto()
     model.CopyFrom(skeleton)
@@ -102,10 +104,8 @@ def _declare_bfloat16(
 
 
 def _replace_function(model: onnx.ModelProto, plans: list[GroupPlan]) -> None:
-    opset = {entry.domain: entry.version for entry in model.opset_import}
     others = [function for function in model.functions if function.name != ops.OP_TYPE]
-    version = opset.get("") or opset["ai.onnx"]
     half_blocks = ops.needs_half_blocks(plans)
-    own = ops.function_proto(version, half_blocks=half_blocks, unpacked=True)
+    own = ops.function_proto(opset_of(model), half_blocks=half_blocks, unpacked=True)
     del model.functions[:]
     model.functions.extend([*others, own])

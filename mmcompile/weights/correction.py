@@ -17,11 +17,9 @@ error is a parabola in t.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from mmcompile.dtypes import F32
 from mmcompile.weights.hessian import Factor, solve
-
-F32 = npt.NDArray[np.float32]
 
 MOST_CHANNELS = 2**14
 """K beyond which weights are not corrected: G takes as much memory as the Hessian, 1 GiB here."""

@@ -20,15 +20,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from mmcompile import _native
+from mmcompile.dtypes import F32, U8
 from mmcompile.packed import THREADS
 from mmcompile.plan import GroupPlan
 from mmcompile.weights.hessian import Factor
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
 
 PANEL = 128
 """Channels that are rounded in one native call; what crosses panels is a matrix product."""

@@ -15,10 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
+from mmcompile.dtypes import F32, F64
 
 BLOCK = 192
 """Channels that are factored at once: large for BLAS, small beside K."""

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mmcompile import _native
+from mmcompile.dtypes import F32, F64, U8
 from mmcompile.errors import UnsupportedModelError
 from mmcompile.formats import E8M0_BIAS
-from mmcompile.model import SourceModel
 from mmcompile.model.sites import LinearSite, SiteGroup
+from mmcompile.model.source import SourceModel
 from mmcompile.packed import (
     THREADS,
     PackedLinear,
@@ -40,12 +41,8 @@ MAX_WEIGHT_SCALE = 248
 to 6 to the byte, E4M3's bias less E2M1's or E2M3's; 254 is the largest number in E8M0."""
 WEIGHT_BLOCK = 2**23
 """Weights that error feedback works on at once: 32 MiB as float32."""
-LEAST_ROWS = 32
+LEAST_HESSIAN_ROWS = 32
 """Sampled inputs below which a Hessian says too little."""
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-U8 = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -223,8 +220,8 @@ class _Feedback:
     def _unfit(self) -> str:
         """Why the inputs are of no use; empty where they are."""
         parts = (self._inputs.seen, self._inputs.held_back)
-        if min(map(len, parts)) < LEAST_ROWS:
-            return f"fewer than {LEAST_ROWS} sampled inputs"
+        if min(map(len, parts)) < LEAST_HESSIAN_ROWS:
+            return f"fewer than {LEAST_HESSIAN_ROWS} sampled inputs"
         if not all(np.isfinite(part).all() for part in parts):
             return "the sampled inputs hold NaN or infinity"
         return ""

@@ -139,7 +139,8 @@ MMCOMPILE_DEVICE void store_value(void* array, std::int64_t i, int type, float v
     device::store_global(static_cast<std::uint16_t*>(array) + i, round_to_16(value, type));
 }
 
-// Two neighbours at an even index of an array whose rows have an even length.
+// Two neighbours at an even index of an array whose rows have an even length, and which starts at a
+// multiple of two elements.
 MMCOMPILE_DEVICE void store_pair(void* array, std::int64_t i, int type, float low, float high) {
   if (type == MMC_FLOAT32) {
     device::store_global(reinterpret_cast<Words2*>(static_cast<float*>(array) + i),
@@ -159,7 +160,7 @@ MMCOMPILE_DEVICE void write_tile(const Accumulators<tile>& acc, const GemmParams
                                  const TilePlace& place, int a_start, int b_start) {
   using Acc = Accumulators<tile>;
   const int lane = device::thread_index() % kWarp;
-  const bool pairs = !tile.swapped && params.out_channels % 2 == 0;
+  const bool pairs = !tile.swapped && params.y_pairs;
   const auto finished = [&](float sum, std::int64_t row, int channel) {
     float value = sum;
     if (params.bias != nullptr)

@@ -70,6 +70,7 @@ struct GemmParams {
   std::int64_t act_row_bytes;
   std::int64_t weight_row_bytes;
   std::int32_t y_type;       // MmcType
+  bool y_pairs;              // every even element of y lies at a multiple of two elements
   std::int32_t splits;       // of the chunks of K; 1..number of chunks
   std::int32_t chunks;       // of K, over all segments
   std::int32_t nvf4_chunks;  // of them, those of kNvf4 segments, which come first

@@ -57,6 +57,18 @@ int tile_count(const MmcDevice& device) {
   return device.architecture / 10 == 12 ? kTileCount : kPortableTileCount;
 }
 
+MmcDevice largest_device(std::string_view architectures) {
+  // Whole chips: GB202, GH100, and AD102, which runs sm_80 code. Each needs at least the workspace
+  // of those below it.
+  constexpr struct {
+    std::string_view compiled;
+    MmcDevice device;
+  } largest[] = {{"120", {-1, 120, 192}}, {"90", {-1, 90, 144}}, {"80", {-1, 89, 144}}};
+  for (const auto& [compiled, device] : largest)
+    if (architectures.find(compiled) != std::string_view::npos) return device;
+  return largest[0].device;
+}
+
 GemmLaunch plan_launch(const MmcLinear& linear, const MmcDevice& device, std::int64_t rows,
                        int tile_index) {
   const Tile& tile = kTiles[tile_index];

@@ -1,6 +1,8 @@
 // Which tile serves a shape best, and how many blocks share its K. Plain host code, no CUDA.
 #pragma once
 
+#include <string_view>
+
 #include "linear.h"
 
 namespace mmcompile {
@@ -15,6 +17,10 @@ struct GemmLaunch {
 };
 
 int tile_count(const MmcDevice& device);
+
+// The largest GPU that a library compiled for `architectures` serves, as mmc_architectures names
+// them.
+MmcDevice largest_device(std::string_view architectures);
 
 // The launch with tile `tile`.
 GemmLaunch plan_launch(const MmcLinear& linear, const MmcDevice& device, std::int64_t rows,

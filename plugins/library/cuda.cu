@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "backend.h"
+#include "context.h"
 #include "dispatch.h"
 #include "gemm.h"
 
@@ -53,24 +54,28 @@ MmcStatus failed(MmcError* error, const char* what, cudaError_t result) {
               cudaGetErrorName(result));
 }
 
+// Loads a kernel: CUDA does so no earlier than it must, and cannot do it while a graph is captured.
 // Blocks may use more than 48 KiB of shared memory only where that was allowed before.
-cudaError_t allow_shared_memory(const void* kernel, int bytes) {
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+cudaError_t prepare(const void* kernel, int shared_bytes) {
+  cudaFuncAttributes unused;
+  const cudaError_t result = cudaFuncGetAttributes(&unused, kernel);
+  if (result != cudaSuccess) return result;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
 }
 
 cudaError_t prepare_kernels(const MmcDevice& device) {
   for (int tile = 0; tile < tile_count(device); ++tile) {
-    const cudaError_t result = allow_shared_memory(
-        reinterpret_cast<const void*>(kGemmKernels[tile]), kTiles[tile].shared_bytes());
+    const cudaError_t result =
+        prepare(reinterpret_cast<const void*>(kGemmKernels[tile]), kTiles[tile].shared_bytes());
     if (result != cudaSuccess) return result;
   }
   for (const MmcType type : {MMC_FLOAT32, MMC_FLOAT16, MMC_BFLOAT16}) {
-    for (const int rows : {1, 2, 4}) {  // the last is 2 again for fp32
-      const QuantizeLaunch launch{true, rows, 0, 0, 0, 0};
+    for (const int rows : {0, 1, 2, 4}) {  // 0 is direct; 4 is 2 again for fp32
+      const QuantizeLaunch launch{rows > 0, rows, 0, 0, 0, 0};
       const cudaError_t result = with_quantize(launch, type, [](auto variant) {
         using Variant = decltype(variant);
-        return allow_shared_memory(reinterpret_cast<const void*>(quantize_kernel<Variant>),
-                                   Variant::kSharedBytes);
+        return prepare(reinterpret_cast<const void*>(quantize_kernel<Variant>),
+                       Variant::kSharedBytes);
       });
       if (result != cudaSuccess) return result;
     }
@@ -121,13 +126,7 @@ MmcStatus open_device(int ordinal, MmcDevice& device, MmcError* error) {
                 "GPU %d is an sm_%d; this library was compiled for " MMCOMPILE_ARCHITECTURES
                 " (80 also serves sm_86 and sm_89, 120f all sm_12x)",
                 ordinal, device.architecture);
-  int before = 0;
-  result = cudaGetDevice(&before);
-  if (result == cudaSuccess) result = cudaSetDevice(ordinal);
-  if (result != cudaSuccess) return failed(error, "selecting the GPU", result);
-  result = prepare_kernels(device);
-  const cudaError_t restored = cudaSetDevice(before);
-  if (result == cudaSuccess) result = restored;
+  result = on_device(ordinal, [&] { return prepare_kernels(device); });
   return result == cudaSuccess ? MMC_OK : failed(error, "loading the kernels", result);
 }
 

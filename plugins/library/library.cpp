@@ -56,12 +56,11 @@ MmcStatus check(const MmcLinear* linear, const MmcDevice* device, const MmcArgum
     return fail(error, MMC_INVALID_ARGUMENT, "x, order, weight, scales, y or workspace is null");
   if (!is_aligned(a.weight, 16) || !is_aligned(a.order, 16) || !is_aligned(a.scales, 4) ||
       !is_aligned(a.x, type_bytes(a.x_type)) || !is_aligned(a.bias, 4) ||
-      !is_aligned(a.residual, type_bytes(a.y_type)) || !is_aligned(a.y, 8) ||
+      !is_aligned(a.residual, type_bytes(a.y_type)) || !is_aligned(a.y, type_bytes(a.y_type)) ||
       !is_aligned(a.workspace, 256))
-    return fail(
-        error, MMC_INVALID_ARGUMENT,
-        "a pointer is not aligned: needed are 16 bytes for weight and order, 8 for y, 4 for "
-        "scales and bias, an element for x and residual, 256 for workspace");
+    return fail(error, MMC_INVALID_ARGUMENT,
+                "a pointer is not aligned: needed are 16 bytes for weight and order, 4 for scales "
+                "and bias, an element for x, residual and y, 256 for workspace");
   plan.workspace = workspace_layout(*linear, *device, a.rows);
   if (plan.workspace.bytes > a.workspace_bytes)
     return fail(error, MMC_WORKSPACE_TOO_SMALL, "%lld rows need a workspace of %zu bytes, not %zu",
@@ -119,6 +118,8 @@ MmcStatus gemm(const MmcLinear& linear, const MmcDevice& device, const MmcArgume
       .act_row_bytes = linear.info.act_row_bytes,
       .weight_row_bytes = linear.info.weight_row_bytes,
       .y_type = arguments.y_type,
+      .y_pairs =
+          linear.out_channels % 2 == 0 && is_aligned(arguments.y, 2 * type_bytes(arguments.y_type)),
       .splits = plan.gemm.splits,
       .chunks = plan.gemm.chunks.all,
       .nvf4_chunks = plan.gemm.chunks.nvf4,
@@ -156,6 +157,10 @@ void mmc_linear_info(const MmcLinear* linear, MmcLinearInfo* info) {
 MmcStatus mmc_device_open(int32_t ordinal, MmcDevice* device, MmcError* error) {
   if (device == nullptr) return fail(error, MMC_INVALID_ARGUMENT, "device is null");
   return backend::open_device(ordinal, *device, error);
+}
+
+void mmc_largest_device(MmcDevice* device) {
+  *device = largest_device(mmc_architectures());
 }
 
 size_t mmc_workspace_bytes(const MmcLinear* linear, const MmcDevice* device, int64_t rows) {

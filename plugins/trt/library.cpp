@@ -4,6 +4,7 @@
 #include "creator.h"
 #include "log.h"
 #include "registration.h"
+#include "rtx_name.h"
 
 #define MMCOMPILE_EXPORT __attribute__((visibility("default")))
 
@@ -16,6 +17,7 @@ nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   static nvinfer1::IPluginCreatorInterface* const creators[] = {
       &mmcompile::trt::micromix_linear_creator()};
   mmcompile::trt::withdraw_registration();
+  mmcompile::trt::provide_rtx_name(); /* a TensorRT-RTX may have come after this library */
   count = 1;
   return creators;
 }

@@ -6,9 +6,11 @@
 #ifndef MMCOMPILE_TRT_LOADED_H
 #define MMCOMPILE_TRT_LOADED_H
 
-#include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
+
+#include "versions.h"
 
 namespace mmcompile::trt {
 
@@ -17,17 +19,20 @@ using LibraryReference = std::shared_ptr<void>;
 
 struct LoadedTensorRt {
   LibraryReference library;
-  int32_t major = 0;
-  void* registry = nullptr; /* its IPluginRegistry, of the shape of `major` (versions.h) */
+  Shape shape = Shape::kUnknown;
+  void* registry = nullptr; /* its IPluginRegistry, of that shape */
   void* (*get_logger)() = nullptr;
 };
 
-/* Every TensorRT in the process, each registry once: full, lean and dispatch runtimes. */
+/* Every TensorRT in the process, each registry once: full, lean and dispatch runtimes, RTX. */
 std::vector<LoadedTensorRt> loaded_tensorrts();
 
-/* Major release of the TensorRT whose library implements the object (found by its vtable), else
- * that of the only TensorRT in the process; 0 where that is unknown. */
-int32_t tensorrt_major_of(const void* object);
+/* The shape of the TensorRT whose library implements the object (found by its vtable), else that
+ * of all TensorRTs in the process; unknown where they differ. */
+Shape shape_of(const void* object);
+
+/* The file of the TensorRT-RTX in the process; empty where there is none. */
+std::string tensorrt_rtx_file();
 
 }  // namespace mmcompile::trt
 

@@ -5,14 +5,13 @@
 #include <mutex>
 
 #include "loaded.h"
-#include "versions.h"
 
 namespace mmcompile::trt {
 namespace {
 
 struct Finder {
   void* object = nullptr;
-  int32_t major = 0;
+  Shape shape = Shape::kUnknown;
 };
 
 std::mutex finder_mutex;
@@ -22,7 +21,7 @@ Finder current_finder;
  * the TensorRT in the process. A NULL logger is legal: no builder or runtime has been made. */
 struct FoundLogger {
   void* object = nullptr;
-  int32_t major = 0;
+  Shape shape = Shape::kUnknown;
 };
 
 FoundLogger find_logger() {
@@ -31,15 +30,15 @@ FoundLogger find_logger() {
     const std::lock_guard lock(finder_mutex);
     finder = current_finder;
   }
-  if (finder.object != nullptr && finder.major == 10) {
-    return {static_cast<v10::LoggerFinder*>(finder.object)->findLogger(), 10};
+  if (finder.object != nullptr && finder.shape == Shape::k10) {
+    return {static_cast<v10::LoggerFinder*>(finder.object)->findLogger(), Shape::k10};
   }
-  if (finder.object != nullptr && finder.major == 11) {
-    return {static_cast<v11::LoggerFinder*>(finder.object)->findLogger(), 11};
+  if (finder.object != nullptr && finder.shape == Shape::k11) {
+    return {static_cast<v11::LoggerFinder*>(finder.object)->findLogger(), Shape::k11};
   }
   for (const LoadedTensorRt& tensorrt : loaded_tensorrts()) {
     if (tensorrt.get_logger == nullptr) continue;
-    if (void* logger = tensorrt.get_logger()) return {logger, tensorrt.major};
+    if (void* logger = tensorrt.get_logger()) return {logger, tensorrt.shape};
   }
   return {};
 }
@@ -48,7 +47,7 @@ FoundLogger find_logger() {
 
 void use_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept {
   try {
-    Finder next{finder, finder == nullptr ? 0 : tensorrt_major_of(finder)};
+    Finder next{finder, finder == nullptr ? Shape::kUnknown : shape_of(finder)};
     const std::lock_guard lock(finder_mutex);
     current_finder = next;
   } catch (...) { /* without memory: the sentences go to stderr */
@@ -58,10 +57,10 @@ void use_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept {
 void log_error(const std::string& sentence) noexcept {
   try {
     const FoundLogger logger = find_logger();
-    if (logger.object != nullptr && logger.major == 10) {
+    if (logger.object != nullptr && logger.shape == Shape::k10) {
       return static_cast<v10::Logger*>(logger.object)->log(Severity::kError, sentence.c_str());
     }
-    if (logger.object != nullptr && logger.major == 11) {
+    if (logger.object != nullptr && logger.shape == Shape::k11) {
       return static_cast<v11::Logger*>(logger.object)->log(Severity::kError, sentence.c_str());
     }
   } catch (...) { /* the application's finder threw: stderr remains */

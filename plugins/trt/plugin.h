@@ -89,8 +89,8 @@ class MicroMixLinear final : public nvinfer1::IPluginV3,
   const std::string name_;
   const std::shared_ptr<const LayerFields> fields_;
   std::shared_ptr<const Linear> linear_; /* from the first known shapes on */
-  std::optional<MmcDevice> device_;
-  int64_t workspace_bytes_ = 0; /* what the builder reserved; 0 where that is unknown */
+  std::optional<MmcDevice> device_;      /* opened; empty where an engine is built ahead of time */
+  int64_t workspace_bytes_ = 0;          /* what the builder reserved; 0 where that is unknown */
   std::optional<int64_t> opt_rows_;
   int32_t tactic_ = 0;
 

@@ -45,6 +45,12 @@ std::vector<PluginTensorDesc> inputs_at(const DynamicPluginTensorDesc* in, int32
   return result;
 }
 
+MmcDevice largest_device() {
+  MmcDevice device{};
+  mmc_largest_device(&device);
+  return device;
+}
+
 }  // namespace
 
 int32_t MicroMixLinear::configurePlugin(const DynamicPluginTensorDesc* in, int32_t inputs,
@@ -56,10 +62,11 @@ int32_t MicroMixLinear::configurePlugin(const DynamicPluginTensorDesc* in, int32
     const std::shared_ptr<const Linear> linear = linear_for(shape);
     linear->check_inputs(largest);
     const int64_t opt_rows = call_shape(inputs_at(in, inputs, &DynamicPluginTensorDesc::opt)).rows;
-    if (!device_) device_ = open_current_device();
+    if (!device_) device_ = open_builders_device();
+    const MmcDevice planned = device_ ? *device_ : largest_device();
     workspace_bytes_ =
-        static_cast<int64_t>(mmc_workspace_bytes(linear->handle(), &*device_, shape.rows));
-    timing_cache_id_ = timing_cache_id(*fields_, shape, *device_);
+        static_cast<int64_t>(mmc_workspace_bytes(linear->handle(), &planned, shape.rows));
+    timing_cache_id_ = device_ ? timing_cache_id(*fields_, shape, *device_) : "";
     metadata_ = metadata(*fields_, &shape);
     opt_rows_ = opt_rows;
     linear_ = linear;
@@ -123,14 +130,16 @@ size_t MicroMixLinear::getWorkspaceSize(const DynamicPluginTensorDesc* in, int32
     check_count(inputs, outputs);
     const CallShape shape = call_shape(inputs_at(in, inputs, &DynamicPluginTensorDesc::max));
     const std::shared_ptr<const Linear> linear = linear_for(shape);
-    const MmcDevice device = device_ ? *device_ : open_current_device();
-    return std::max(mmc_workspace_bytes(linear->handle(), &device, shape.rows),
+    const std::optional<MmcDevice> device = device_ ? device_ : open_builders_device();
+    const MmcDevice planned = device ? *device : largest_device();
+    return std::max(mmc_workspace_bytes(linear->handle(), &planned, shape.rows),
                     static_cast<size_t>(workspace_bytes_));
   });
 }
 
 /* TensorRT promises to configure the plugin first; without that there is no class of row counts to
- * measure for, and only the automatic choice remains. */
+ * measure for. Nor is there anything to measure on where an engine is built ahead of time. Then
+ * only tactic 0 remains, the automatic choice by the number of rows. */
 int32_t MicroMixLinear::getNbTactics() noexcept {
   return opt_rows_ && device_ ? mmc_tactic_count(&*device_) : 0;
 }

@@ -6,7 +6,7 @@
 
 #include "creator.h"
 #include "loaded.h"
-#include "versions.h"
+#include "rtx_name.h"
 
 namespace mmcompile::trt {
 namespace {
@@ -14,20 +14,22 @@ namespace {
 bool register_creator(const LoadedTensorRt& tensorrt) {
   nvinfer1::IPluginCreatorInterface& creator = micromix_linear_creator();
   const char* name_space = micromix_linear_creator().getPluginNamespace();
-  if (tensorrt.major == 10) {
-    auto* registry = static_cast<v10::PluginRegistry*>(tensorrt.registry);
-    return registry->registerCreator(creator, name_space);
+  switch (tensorrt.shape) {
+    case Shape::k10:
+      return static_cast<v10::PluginRegistry*>(tensorrt.registry)
+          ->registerCreator(creator, name_space);
+    case Shape::k11:
+      return static_cast<v11::PluginRegistry*>(tensorrt.registry)
+          ->registerCreator(creator, name_space);
+    case Shape::kUnknown:
+      break; /* load the library with loadLibrary instead */
   }
-  if (tensorrt.major == 11) {
-    auto* registry = static_cast<v11::PluginRegistry*>(tensorrt.registry);
-    return registry->registerCreator(creator, name_space);
-  }
-  return false; /* a registry of unknown shape: load the library with loadLibrary instead */
+  return false;
 }
 
 void deregister_creator(const LoadedTensorRt& tensorrt) {
   nvinfer1::IPluginCreatorInterface& creator = micromix_linear_creator();
-  if (tensorrt.major == 10) {
+  if (tensorrt.shape == Shape::k10) {
     static_cast<v10::PluginRegistry*>(tensorrt.registry)->deregisterCreator(creator);
   } else {
     static_cast<v11::PluginRegistry*>(tensorrt.registry)->deregisterCreator(creator);
@@ -41,6 +43,7 @@ void deregister_creator(const LoadedTensorRt& tensorrt) {
 class Registration {
  public:
   Registration() noexcept {
+    provide_rtx_name();
     try {
       for (LoadedTensorRt& tensorrt : loaded_tensorrts()) {
         if (register_creator(tensorrt)) registered_.push_back(std::move(tensorrt));

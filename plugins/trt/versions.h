@@ -1,9 +1,10 @@
 /* The interfaces whose vtables TensorRT 11.0 changed, in both shapes.
  *
- * One binary of the plugin serves both, so it asks at run time which release a pointer comes from
- * (loaded.h) and calls through the shape of that release. In 11.0 loggers became versioned
+ * One binary of the plugin serves both, so it asks at run time which library a pointer comes from
+ * (loaded.h) and calls through the shape of that library. In 11.0 loggers became versioned
  * interfaces, which puts four slots before `log`, and the registry lost its IPluginV2 functions.
  * Within a major release nothing moved: 10.8 to 10.16, and 11.0 to 11.4, have one order each.
+ * TensorRT-RTX counts its own releases; 1.7 has the shape of TensorRT 11.
  *
  * Visibility is default, and none of these is in an unnamed namespace, because the compiler could
  * otherwise conclude from the absence of derived classes that the calls cannot happen.
@@ -18,6 +19,9 @@
 #define MMCOMPILE_FOREIGN __attribute__((visibility("default")))
 
 namespace mmcompile::trt {
+
+/* Which of the two; unknown ones are never called. */
+enum class Shape : int32_t { kUnknown = 0, k10 = 10, k11 = 11 };
 
 enum class Severity : int32_t { kError = 1, kWarning = 2 };
 

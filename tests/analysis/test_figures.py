@@ -9,17 +9,14 @@ from mmcompile.analysis.figures import (
     format_shares,
     pareto_front,
     rank_correlation,
-    speed_cost,
 )
 from mmcompile.packed import dequantize_activations, dequantize_weight
 from mmcompile.plan import PADDING, PLAN_VERSION, GroupPlan, QuantPlan, Segment, format_order
-from mmcompile.policy.cost import measure_damage, plan_cost
-from mmcompile.policy.options import COST, Policy, make_plan
-from mmcompile.policy.pairs import Budget
+from mmcompile.policy.cost import CostPolicy
 from mmcompile.policy.plan_damage import RUN, channel_damage_of, predicted_damage
-from mmcompile.progress import Silent
+from mmcompile.policy.registry import make_policy
 from mmcompile.weights.pack import pack_group
-from tests.policy.cases import Case
+from tests.policy.cases import SM120, Case
 
 
 def group(name, order, segments, outputs=(10,)):
@@ -44,7 +41,7 @@ ORDER = [*[PADDING] * 2, *range(62)]
 
 def test_costs_count_padding_and_shares_do_not():
     made = plan(group("a", ORDER, [FOUR, EIGHT]), group("b", list(range(32)), [EIGHT], (30,)))
-    assert speed_cost(made) == pytest.approx(
+    assert SM120.plan_speed_cost(made.groups) == pytest.approx(
         (10 * 32 + 2 * 10 * 32 + 2 * 30 * 32) / (10 * 64 + 960)
     )
     shares = {share.act_format: share.share for share in format_shares(made.groups)}
@@ -101,24 +98,17 @@ def by_hand(case, group_plan, index):
     return quantized * (g @ packed.astype(np.float64)) - x * (g @ weight.astype(np.float64))
 
 
-def made_plan(case, name, **options):
-    """The plan of a policy without MicroMix's thresholds."""
-    policy = Policy(name, **options)
-    if name != COST:
-        return make_plan(case.groups, case.stats, policy, case.source, ())
-    damage = measure_damage(case.groups, case.stats, case.samples, policy, case.source, Silent())
-    return plan_cost(case.groups, case.stats, case.samples, damage, policy, case.source, ())
-
-
-@pytest.mark.parametrize("name", ["cost", "nvfp4", "mxfp8"])
-def test_predicted_damage_is_that_of_the_packed_weights(tmp_path, name):
+@pytest.mark.parametrize(
+    "policy",
+    [CostPolicy(granularity=32), make_policy("nvfp4"), make_policy("mxfp8")],
+    ids=lambda policy: policy.name,
+)
+def test_predicted_damage_is_that_of_the_packed_weights(tmp_path, policy):
     """Against float64 products of what the packed bytes mean."""
     case = Case(tmp_path)
-    made = made_plan(case, name, granularity=32)
-    found = predicted_damage(case.groups, case.stats, case.samples, [made], case.source, Silent())
-    harms = list(
-        channel_damage_of(case.groups, case.stats, case.samples, made, case.source, Silent())
-    )
+    made = policy.plan(case.evidence())
+    found = predicted_damage(case.evidence(), [made])
+    harms = list(channel_damage_of(case.evidence(), made))
     for index, group_plan in enumerate(made.groups):
         errors = by_hand(case, group_plan, index)
         starts = np.arange(0, errors.shape[2], RUN)
@@ -133,6 +123,6 @@ def test_predicted_damage_is_that_of_the_packed_weights(tmp_path, name):
 def test_predicted_damage_is_about_what_the_policy_allocated_by(tmp_path):
     """Blocks differ a little: the policy measures before channels are sorted inside classes."""
     case = Case(tmp_path)
-    made = made_plan(case, COST, target=Budget(speed=1.0))
-    found = predicted_damage(case.groups, case.stats, case.samples, [made], case.source, Silent())
+    made = CostPolicy(target_speed=1.0).plan(case.evidence())
+    found = predicted_damage(case.evidence(), [made])
     assert found.sum() == pytest.approx(made.parameters["damage"], rel=0.5)

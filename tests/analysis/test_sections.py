@@ -19,10 +19,12 @@ from mmcompile.analysis.stress import (
     stress_sets,
 )
 from mmcompile.data.dataset import CalibrationData
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.selection import Selection
 from mmcompile.pipeline.prepare import prepare
+from mmcompile.pipeline.run import Inputs, Run, execution_of
 from tests.analysis.models import VOCABULARY, token_model, token_samples
 from tests.analysis.test_figures import FOUR, group
+from tests.policy.cases import SM120
 from tests.workplace import samples, two_layers
 
 
@@ -69,7 +71,9 @@ def test_one_per_cent_of_a_large_class_become_outliers():
 def sets_of(folder, model, items, seed=0, others=()):
     onnx.save(model, folder / "model.onnx")
     prepared = prepare(folder / "model.onnx", Selection())
-    return {s.name: s for s in stress_sets(prepared, items, items, others, seed)}
+    nothing = Inputs(None, None, disjoint=True)
+    run = Run(prepared, nothing, SM120, execution_of(prepared, seed))
+    return {s.name: s for s in stress_sets(run, items, items, others)}
 
 
 def test_ids_are_drawn_from_the_range_seen(tmp_path):

@@ -6,19 +6,20 @@ import numpy as np
 import onnx
 import pytest
 
-from mmcompile.analysis.ground import plan_figures
+from mmcompile.analysis.ground import Candidate, plan_figures
+from mmcompile.calib.instrument import watched_tensor
 from mmcompile.calib.stats import ActivationStats
-from mmcompile.errors import UsageError
-from mmcompile.model import load_model
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.selection import Selection
+from mmcompile.model.source import load_model
 from mmcompile.pipeline.prepare import prepare
-from mmcompile.pipeline.trial import TrialBench, refuse_bfloat16, worst_error, write_trial
-from mmcompile.policy.options import Policy, make_plan, watched_tensor
+from mmcompile.pipeline.trial import TrialBench, worst_error, write_trial
+from mmcompile.policy.registry import make_policy
 from mmcompile.progress import Silent
 from mmcompile.verification.metrics import Agreement
 from mmcompile.verification.outputs import compare_outputs
-from tests.models import typed
-from tests.policy.test_policy import stats_of
+from tests.compiling import uniform
+from tests.models import K, typed, weight
+from tests.policy.cases import SM120, evidence_of, stats_of
 from tests.workplace import CHANNELS, HIDDEN, samples, two_layers
 
 
@@ -42,7 +43,7 @@ def plan_of(prepared, name):
     }
     assert {group.in_channels for group in prepared.groups} == {CHANNELS, HIDDEN}
     stats = ActivationStats(tensors, "random rows", True, 0)
-    return make_plan(prepared.groups, stats, Policy(name), prepared.source, ())
+    return make_policy(name).plan(evidence_of(prepared, stats))
 
 
 def sample_list(count=3, seed=0):
@@ -59,7 +60,7 @@ def test_trials_agree_with_the_comparison_of_written_models(prepared, tmp_path):
         found = bench.agreements(pairs, references)
         again = bench.agreements(pairs, references[1:])
     for part, agreements in zip(sets, found, strict=True):
-        expected = compare_outputs(prepared.source, compiled, part, frozenset(), Silent())
+        (expected,) = compare_outputs(prepared.source, [compiled], part, frozenset(), Silent())
         assert agreements["y"].cosines == pytest.approx(expected["y"].cosines, abs=1e-6)
         assert 1e-4 < worst_error(agreements) < 0.5
     assert again[0]["y"].cosines == found[1]["y"].cosines
@@ -96,19 +97,25 @@ def test_what_cannot_be_compared_is_infinitely_wrong():
 
 
 def test_what_cannot_be_compared_is_noted(prepared):
-    plan = plan_of(prepared, "mxfp4")
+    candidate = Candidate(make_policy("mxfp4"), plan_of(prepared, "mxfp4"))
     broken, fine = Agreement(), Agreement()
     broken.add(np.ones(3, np.float32), np.array([1, np.inf, 1], np.float32))
     fine.add(np.ones(3, np.float32), np.ones(3, np.float32))
-    found = plan_figures("mxfp4", "uniform", plan, {"y": broken, "z": fine}, 1.0)
+    found = plan_figures(candidate, SM120, {"y": broken, "z": fine}, 1.0)
+    assert (found.name, found.family) == ("mxfp4", "uniform")
     assert found.error is None
     assert found.note == "y: NaN or infinity where the original has a number"
-    assert plan_figures("mxfp4", "uniform", plan, {"z": fine}, 1.0).error == 0
+    assert plan_figures(candidate, SM120, {"z": fine}, 1.0).error == 0
 
 
-def test_bfloat16_is_refused(tmp_path):
+def test_bfloat16_models_run_in_float32(tmp_path):
     path = Path(tmp_path / "model.onnx")
     onnx.save(typed("bf16"), path)
     found = prepare(path, Selection(heads=True))
-    with pytest.raises(UsageError, match="ONNX Runtime cannot run on the CPU"):
-        refuse_bfloat16(found, "code", "here", "go elsewhere")
+    x = weight(2, 5, K, seed=4)
+    with TrialBench(found) as bench:
+        reference = bench.reference([{"x": x}], Silent())
+        (left,) = bench.agreements([], [reference])
+        (compiled,) = bench.agreements([(g, uniform(g)) for g in found.groups], [reference])
+    assert worst_error(left) < 1e-12  # nothing is rounded to bfloat16 on either side
+    assert 1e-5 < worst_error(compiled) < 0.1

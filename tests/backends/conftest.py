@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -9,9 +10,20 @@ import pytest
 from mmcompile.backends.engines.device import Device
 from mmcompile.cuda.machine import HostMachine
 from tests.backends import double
+from tests.plugin import building
 from tests.workplace import Workplace
 
 ELF = b"\x7fELF stands for a plugin library"
+REAL_PLUGIN = os.environ.get("MMCOMPILE_PLUGIN")
+"""Before the fixture `work` puts a stand-in there."""
+
+
+def real_plugin(monkeypatch):
+    """Takes the library that `make plugin` builds; skips the test where it is absent."""
+    monkeypatch.delenv("MMCOMPILE_PLUGIN", raising=False)
+    if REAL_PLUGIN:
+        monkeypatch.setenv("MMCOMPILE_PLUGIN", REAL_PLUGIN)
+    return building.prebuilt_plugin()
 
 
 @pytest.fixture
@@ -28,11 +40,11 @@ def work(tmp_path, monkeypatch):
 
 @pytest.fixture
 def install(monkeypatch):
-    """`install(version, architecture)` puts a double in TensorRT's place and returns it."""
+    """`install(version, architecture, name)` puts a double in TensorRT's place and returns it."""
 
-    def put(version="11.4.0.106", architecture="sm_120"):
-        monkeypatch.setitem(sys.modules, "tensorrt", None)  # taken back after the test
-        module = double.make(version, architecture)
+    def put(version="11.4.0.106", architecture="sm_120", name="tensorrt"):
+        monkeypatch.setitem(sys.modules, name, None)  # taken back after the test
+        module = double.make(version, architecture, name)
         device = Device(f"double of {architecture}", architecture, 32 << 30, "13.0")
         for user in (
             "mmcompile.backends.engines.backend.read_device",

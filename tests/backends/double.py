@@ -1,5 +1,7 @@
 """A double of TensorRT's Python API that behaves as NVIDIA documents it, failures included.
 
+TensorRT-RTX has the same one, and what is needed to build ahead of time besides.
+
 `make` gives a fresh copy of this very module, so that its state lasts as long as one test.
 
 Only the names of `mmcompile.backends.engines.api.names` exist in it (test_tensorrt_api.py checks
@@ -42,6 +44,7 @@ creators: set[tuple[str, str, str]] = set()
 DataType = enumeration("DataType", *ONNX_TYPES.values())
 BuilderFlag = enumeration("BuilderFlag", "VERSION_COMPATIBLE", "WEIGHT_STREAMING")
 LayerInformationFormat = enumeration("LayerInformationFormat", "JSON")
+ComputeCapability = enumeration("ComputeCapability", "SM120", "SM121")
 MemoryPoolType = enumeration("MemoryPoolType", "WORKSPACE")
 ProfilingVerbosity = enumeration("ProfilingVerbosity", "DETAILED")
 TensorIOMode = enumeration("TensorIOMode", "INPUT")
@@ -181,10 +184,17 @@ class IBuilderConfig:
         self.profiling_verbosity = None
         self.builder_optimization_level = 3
         self.plugins_to_serialize = []
+        self.num_compute_capabilities = 0
         self._profiles, self._flags, self._cache = [], set(), None
+        self._architecture = ARCHITECTURE
 
     def set_flag(self, flag):
         self._flags.add(str(flag))
+
+    def set_compute_capability(self, compute_capability, index):
+        assert index < self.num_compute_capabilities
+        self._architecture = compute_capability.label.lower().replace("sm", "sm_")
+        return True
 
     def set_memory_pool_limit(self, pool, size):
         assert str(pool) == "MemoryPoolType.WORKSPACE"
@@ -247,7 +257,7 @@ class Builder:
             names[0] += "_other"
         content = {
             "version": __version__,
-            "architecture": ARCHITECTURE,
+            "architecture": config._architecture,
             "model": base64.b64encode(network.runnable).decode(),
             "profiles": config._profiles or [{t.name: [t.shape] * 3 for t in inputs}],
             "inputs": [[t.name, t.dtype.label, t.shape] for t in inputs],
@@ -437,12 +447,14 @@ def init_libnvinfer_plugins(logger, namespace):
     return True
 
 
-def make(version: str = __version__, architecture: str = ARCHITECTURE) -> types.ModuleType:
-    """A module `tensorrt` of a release, on a GPU; its `faults` and `seen` belong to the tests."""
-    spec = importlib.util.spec_from_file_location("tensorrt", __file__)
+def make(
+    version: str = __version__, architecture: str = ARCHITECTURE, name: str = "tensorrt"
+) -> types.ModuleType:
+    """A module of a release, on a GPU; its `faults` and `seen` belong to the tests."""
+    spec = importlib.util.spec_from_file_location(name, __file__)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["tensorrt"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     module.__version__, module.ARCHITECTURE = version, architecture
     return module

@@ -15,22 +15,10 @@ import pytest
 from mmcompile.backends.engines.interface import Interface, TensorSpec
 from mmcompile.backends.engines.triton import configuration
 from mmcompile.errors import UnsupportedModelError
-from tests.plugin import building
+from tests.backends.conftest import real_plugin
 from tests.workplace import ROOT, samples
 
 SHAPES = ("--shapes", "x:[1x1x96,2x8x96,4x16x96]", "--workspace", "1G", "--optimization-level", "2")
-
-
-REAL_PLUGIN = os.environ.get("MMCOMPILE_PLUGIN")
-"""Before the fixture `work` puts a stand-in there."""
-
-
-def real_plugin(monkeypatch):
-    """Takes the library that `make plugin` builds; skips the test where it is absent."""
-    monkeypatch.delenv("MMCOMPILE_PLUGIN")
-    if REAL_PLUGIN:
-        monkeypatch.setenv("MMCOMPILE_PLUGIN", REAL_PLUGIN)
-    building.prebuilt_plugin()
 
 
 @pytest.fixture

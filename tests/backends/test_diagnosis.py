@@ -6,7 +6,7 @@ import importlib.metadata
 
 import pytest
 
-from mmcompile.backends.engines import diagnosis
+from mmcompile.backends.engines import diagnosis, product
 from mmcompile.backends.tensorrt import PRODUCT
 from mmcompile.backends.tensorrt_rtx import PRODUCT as RTX
 from tests.plugin.building import prebuilt_plugin
@@ -14,7 +14,7 @@ from tests.plugin.building import prebuilt_plugin
 
 def registry():
     """A module with a plugin registry that is installed here."""
-    found = next(filter(diagnosis.importable, PRODUCT.registries), None)
+    found = next(filter(product.importable, PRODUCT.registries), None)
     if found is None:
         pytest.skip("no TensorRT registry: pip install 'mmcompile[test]'")
     return found

@@ -6,7 +6,6 @@ import msgspec
 import onnx
 import pytest
 
-from mmcompile import CompileOptions, compile_model
 from mmcompile.backends.engines.interface import (
     Interface,
     TensorSpec,
@@ -14,10 +13,12 @@ from mmcompile.backends.engines.interface import (
     check_model,
     model_interface,
 )
+from mmcompile.data.options import DataOptions
 from mmcompile.errors import VerificationError
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.selection import Selection
 from mmcompile.pipeline import compile as pipeline
-from mmcompile.pipeline.options import DataOptions, VerifyOptions
+from mmcompile.pipeline.compile import compile_model
+from mmcompile.pipeline.options import CompileOptions, VerifyOptions
 from tests.workplace import two_layers
 
 X = TensorSpec("x", "float16", ("batch", "sequence", 64))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from mmcompile.backends.engines.messages import (
+    PLUGIN,
     Message,
     ParserMessage,
     explain_build,
     explain_parser,
 )
+from mmcompile.ops import OP_TYPE
 
 NODES = ("layer", "/encoder/layer", "/encoder/layer.1/query", "/encoder/layer.1/query+key", "relu")
 
@@ -49,7 +51,9 @@ def test_warnings_count_only_where_there_is_no_error():
         (ParserMessage("", "Relu", 4, "UNSUPPORTED_NODE", "no"), "relu", "parser-error"),
         (ParserMessage("", "", -1, "INVALID_GRAPH", "near relu:"), "relu", "parser-error"),
         (ParserMessage("", "", -1, "", "nothing to go by"), None, "parser-error"),
-        (ParserMessage("relu", "R", 4, "", "Plugin not found, are …"), "relu", "plugin-not-found"),
+        (ParserMessage("relu", PLUGIN, 4, "", "Plugin not found, …"), "relu", "plugin-not-found"),
+        # TensorRT takes every operator that it does not know for a plugin.
+        (ParserMessage("relu", "Odd", 4, "", "Plugin not found, …"), "relu", "parser-error"),
     ],
 )
 def test_the_parsers_objections(message, node, code):
@@ -60,3 +64,22 @@ def test_the_parsers_objections(message, node, code):
 def test_reasons_are_one_short_line():
     found = explain_build([Message(1, "a\n\tb " + "x" * 999)], NODES)
     assert "a b xxx" in found.reason and len(found.reason) <= 300
+
+
+def test_our_plugins_word_wins_over_the_parsers():
+    error = ParserMessage("layer", PLUGIN, 0, "UNSUPPORTED_NODE", "Could not create the plugin.")
+    log = [
+        Message(2, "a warning"),
+        Message(1, f"{PLUGIN} layer '/encoder/layer': field 'layout_version' is 1"),
+        Message(1, "something that follows"),
+    ]
+    found = explain_parser([error], NODES, log, "TensorRT-RTX")
+    assert (found.code, found.node) == ("plugin-refused", "/encoder/layer")
+    assert found.reason == "its plugin is refused: field 'layout_version' is 1"
+    other = explain_parser([error], NODES, log[:1], "TensorRT-RTX")
+    assert other.code == "parser-error"
+    assert other.reason.startswith("TensorRT-RTX's parser does not take it: UNSUPPORTED_NODE")
+
+
+def test_the_plugin_is_called_so():
+    assert PLUGIN == OP_TYPE

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from mmcompile import CompileOptions, compile_model
+from mmcompile.data.options import DataOptions
 from mmcompile.errors import EnvironmentProblem
 from mmcompile.exporting import export_model
-from mmcompile.pipeline.options import DataOptions, VerifyOptions
+from mmcompile.pipeline.compile import compile_model
+from mmcompile.pipeline.options import CompileOptions, VerifyOptions
 from tests.plugin import building
 
 ROOT = building.ROOT

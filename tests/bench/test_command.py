@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from mmcompile.backends.engines.layer_precision import Lost, PrecisionCheck, Realized
 from mmcompile.bench.engine_bench import profile_of
-from mmcompile.bench.engines import Variant, bench_engines
+from mmcompile.bench.engines import Rig, Variant, bench_engines
 from mmcompile.bench.modelled import ModelledBench
 from mmcompile.bench.page import bench_page
 from mmcompile.bench.points import Point
@@ -153,13 +153,11 @@ def document(**changes):
             raise RuntimeError("Could not find any implementation for node fc1")
         return b"x" * 2000
 
-    found = bench_engines(
-        bench(),
-        [Variant(name, Path(f"{name}.onnx")) for name in ("FP16", "NVFP4", "MicroMix")],
-        build,
-        lambda _, variant: Engine(machine, 4.0 if variant.name == "MicroMix" else 1.0),
-        machine,
-    )
+    def opened(_, variant):
+        return Engine(machine, 4.0 if variant.name == "MicroMix" else 1.0)
+
+    variants = [Variant(name, Path(f"{name}.onnx")) for name in ("FP16", "NVFP4", "MicroMix")]
+    found = bench_engines(bench(), variants, Rig(build, opened, machine))
     return msgspec.structs.replace(found, **changes)
 
 

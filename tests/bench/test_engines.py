@@ -9,7 +9,7 @@ import pytest
 
 from mmcompile.backends.engines.interface import TensorSpec
 from mmcompile.backends.engines.layer_precision import Expected
-from mmcompile.bench.engines import INPUT_SETS, Bench, Variant, bench_engines, make_input
+from mmcompile.bench.engines import INPUT_SETS, Bench, Rig, Variant, bench_engines, make_input
 from mmcompile.bench.points import Point
 from mmcompile.bench.profiles import join_profile, linear_seconds
 from mmcompile.bench.results import EngineBench
@@ -95,7 +95,7 @@ def run(machine=None, build=None, opened=None, names=("FP16", "MicroMix")):
     opened = opened or (
         lambda _, variant: Engine(machine, 4.0 if variant.name == "MicroMix" else 1.0)
     )
-    return bench_engines(bench(), variants(*names), build, opened, machine)
+    return bench_engines(bench(), variants(*names), Rig(build, opened, machine))
 
 
 def test_all_variants_are_timed_alike_and_compared():
@@ -126,13 +126,9 @@ def test_what_the_layers_run_is_held_against_what_the_graph_asks_for():
 
     asked = (Expected("/fc1/MatMul", "FP8"), Expected("/fc2/MatMul", "", plugin=True))
     machine = FakeMachine()
-    found = bench_engines(
-        bench(profiled=False),
-        [Variant("FP16", Path("a.onnx")), Variant("FP8", Path("b.onnx"), expected=asked)],
-        lambda _: b"plan",
-        lambda *_: Inspected(machine),
-        machine,
-    )
+    variants = [Variant("FP16", Path("a.onnx")), Variant("FP8", Path("b.onnx"), expected=asked)]
+    rig = Rig(lambda _: b"plan", lambda *_: Inspected(machine), machine)
+    found = bench_engines(bench(profiled=False), variants, rig)
     fp16, fp8 = found.variants
     assert fp16.is_realized and not fp8.is_realized
     assert fp8.precision.realized.counts == {"FP16": 1, "plugin": 1}

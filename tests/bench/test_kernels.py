@@ -10,7 +10,7 @@ from mmcompile.cuda.layers import open_place
 from mmcompile.cuda.machine import HostMachine
 from mmcompile.errors import EnvironmentProblem, UsageError
 from mmcompile.kernels import KernelError
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.selection import Selection
 from mmcompile.progress import Silent
 from tests.doctor.cuda import install
 from tests.kernels.emulated import compile_library, configure, emulated_library
@@ -46,8 +46,7 @@ def test_every_kernel_on_every_shape(place):
     calls = []
     found = bench_kernels(
         place,
-        [(64, 32), (96, 16), (64, 32)],
-        (1, 3),
+        [(64, 32, 1), (64, 32, 3), (96, 16, 1), (96, 16, 3)],
         {"cuBLAS BF16": baseline(calls)},
         FACTS,
         mixes=("micromix", "mxfp8"),
@@ -65,7 +64,7 @@ def test_every_kernel_on_every_shape(place):
 
 
 def test_rehearsals_are_called_so(place):
-    found = bench_kernels(place, [(64, 32)], (1,), {}, None, mixes=("mxfp4",))
+    found = bench_kernels(place, [(64, 32, 1)], {}, None, mixes=("mxfp4",))
     assert found.kind == "rehearsed" and "no baseline" in found.notes[0]
 
 
@@ -84,7 +83,7 @@ def test_what_fails_has_its_reason_and_others_are_timed(monkeypatch, place):
 
     monkeypatch.setattr(kernels, "mixed_segments", segments)
     mixes = ("mxfp4", "nvfp4", "mxfp8")
-    found = bench_kernels(place, [(64, 32)], (1,), {"cuBLAS FP8": refuse}, FACTS, mixes=mixes)
+    found = bench_kernels(place, [(64, 32, 1)], {"cuBLAS FP8": refuse}, FACTS, mixes=mixes)
     reasons = {timing.kernel: timing.error for timing in found.timings}
     assert reasons["mxfp4"] is None
     assert "not supported" in reasons["cuBLAS FP8"]
@@ -122,6 +121,13 @@ def test_shapes_of_a_model(gpu, tmp_path):
     assert isinstance(found, KernelBench)
     shapes = {(timing.in_channels, timing.out_channels) for timing in found.timings}
     assert shapes == {(96, 64), (64, 48)}
+
+
+def test_equal_shapes_are_timed_once(gpu, monkeypatch):
+    monkeypatch.setattr(kernel_bench, "LLAMA", ((64, 32), (96, 16), (64, 32)))
+    found = kernel_bench.kernel_bench(None, (1,), None, Selection(), Silent())
+    ours = [timing for timing in found.timings if timing.kernel == "mxfp4"]
+    assert [(t.in_channels, t.out_channels, t.rows) for t in ours] == [(64, 32, 1), (96, 16, 1)]
 
 
 def test_without_a_gpu(monkeypatch):

@@ -13,8 +13,9 @@ from mmcompile.bench.modelled import model_limits
 from mmcompile.bench.points import DEFAULT_POINTS, Point, input_shapes, parse_point
 from mmcompile.errors import UsageError
 from mmcompile.plan import Segment
-from mmcompile.targets.gpus import GPUS, Figure, Gpu, identify_gpu, parse_gpu
-from mmcompile.targets.target import parse_target
+from mmcompile.targets.names import identify_gpu, parse_gpu, parse_target
+from mmcompile.targets.table import GPUS
+from mmcompile.targets.target import Figure, Gpu, Kernels, Kind
 
 RTX5090 = parse_gpu("rtx5090")
 LAYER = Layer("l", ("n",), 4096, 6144, example_segments(4096))
@@ -83,9 +84,10 @@ def test_rtx_pro_gains_half_of_what_geforce_does_and_hopper_nothing():
 def test_the_target_and_the_gpus_agree():
     for gpu in GPUS:
         target = parse_target(gpu.name)
-        assert target.native == ("block8" in gpu.rates)
-        if target.native:
-            assert target.fp16_rate == gpu.rates["fp16"].value
+        assert target.has_block_scales == (Kind.BLOCK8 in gpu.rates)
+        assert target.has_block_scales == (target.kernels is Kernels.NATIVE)
+        if target.has_block_scales:
+            assert target.rates == gpu.rates
 
 
 def test_every_figure_has_a_source_and_published_products_come_out():
@@ -95,14 +97,14 @@ def test_every_figure_has_a_source_and_published_products_come_out():
             assert figure is None or (figure.value > 0 and len(figure.source) > 10)
     published = {"rtx5090": 209.5e12, "rtxpro6000": 503.8e12, "h100": 989.4e12, "h200": 989.5e12}
     for name, flops in published.items():
-        assert parse_gpu(name).flops("fp16") == pytest.approx(flops, rel=1e-3)
-    assert parse_gpu("rtx5090").flops("block4") == pytest.approx(1676e12, rel=1e-3)
+        assert parse_gpu(name).flops(Kind.FP16) == pytest.approx(flops, rel=1e-3)
+    assert parse_gpu("rtx5090").flops(Kind.BLOCK4) == pytest.approx(1676e12, rel=1e-3)
 
 
 def test_unknown_figures_are_absent_and_nothing_is_modelled_without_them():
     assert parse_gpu("rtx5070tilaptop").l2 is None
     unknown = Gpu("x", "X", 120, Figure(1, "nowhere at all"), None, None, None, None, {})
-    assert unknown.flops("fp16") is None
+    assert unknown.flops(Kind.FP16) is None
     with pytest.raises(UsageError, match="not known"):
         model_limits("m", [LAYER], unknown, [Point(1, 1)], "")
 

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile.calib.collect import ROW_LIMIT, ROWS_PER_SAMPLE, collect, token_mask
-from mmcompile.calib.instrument import WatchedTensor, instrument
+from mmcompile.calib.execution import Execution
+from mmcompile.calib.instrument import WatchedTensor, instrument, watched_tensor
 from mmcompile.calib.stats import ActivationStats, TensorStats, merge
 from mmcompile.data.dataset import CalibrationData, InputSpec
 from mmcompile.errors import ExitCode, UnsupportedModelError, UsageError
-from mmcompile.model import load_model
-from mmcompile.model.passes.upcast_bfloat16 import upcast_bfloat16
-from mmcompile.policy.options import watched_tensor
-from mmcompile.policy.split import Thresholds, threshold_ratios
-from mmcompile.progress import Silent
+from mmcompile.model.passes.upcast_half import upcast_half
+from mmcompile.model.source import load_model
+from mmcompile.policy.choices import Thresholds
+from mmcompile.policy.split import threshold_ratios
 from tests import models
 from tests.compiling import prepare, run
 from tests.models import K, N, weight
@@ -97,7 +97,7 @@ def collected(model, samples, tmp_path, watched=WATCHED, *, ratios=RATIOS, skele
     source = saved(model, tmp_path)
     data = CalibrationData("test data", True, len(samples), lambda: iter(samples))
     proto = skeleton or source.proto
-    return collect(source, proto, watched, data, specs_of(proto), ratios, Silent())
+    return collect(Execution(source, proto, specs_of(proto)), watched, data, ratios)
 
 
 def sample(mask, seed):
@@ -297,7 +297,7 @@ def test_bfloat16_model_is_calibrated_in_float(tmp_path):
     watched = [watched_tensor(group) for group in prepared.groups]
     assert [tensor.name for tensor in watched] == ["x", "r"]
     x = weight(1, 9, K, seed=7)
-    skeleton = upcast_bfloat16(prepared.source.proto)
+    skeleton = upcast_half(prepared.source.proto)
     stats = collected(model, [{"x": x}], tmp_path, watched, skeleton=skeleton).tensors
     r = np.maximum(x[0] @ brain["W"].astype(np.float32), 0)
     check(stats["x"], [x[0]])

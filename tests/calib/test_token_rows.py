@@ -6,13 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mmcompile.calib import collect as module
-from mmcompile.calib import token_rows
+from mmcompile.calib import execution, token_rows
 from mmcompile.calib.collect import ROWS_PER_SAMPLE, collect, collect_token_rows
-from mmcompile.calib.token_rows import LEAST_ROWS, TokenRows, TokenRowWriter, bounded_rows
+from mmcompile.calib.execution import Execution
+from mmcompile.calib.token_rows import LEAST_SAMPLED_ROWS, TokenRows, TokenRowWriter, bounded_rows
 from mmcompile.data.dataset import CalibrationData
 from mmcompile.errors import EnvironmentProblem, ExitCode
-from mmcompile.progress import Silent
 from tests.calib.test_collect import (
     SAMPLES,
     TENSORS,
@@ -34,9 +33,9 @@ def collected(samples, tmp_path, rows=10**6, watched=WATCHED, count=True, seed=0
     folder.mkdir(exist_ok=True)
     known = len(samples) if count else None
     data = CalibrationData("test data", True, known, lambda: iter(samples))
-    specs = specs_of(source.proto)
     writer = TokenRowWriter(watched, data, rows, folder)
-    collect_token_rows(source, source.proto, data, specs, writer, Silent(), seed)
+    running = Execution(source, source.proto, specs_of(source.proto), seed)
+    collect_token_rows(running, data, writer)
     assert writer.finished
     return writer.found
 
@@ -74,7 +73,7 @@ def test_samples_share_the_rows(count, tmp_path):
 
 
 def test_one_in_eight_rows_is_held_back_the_last_ones(tmp_path):
-    found = collected(LONG, tmp_path, rows=LEAST_ROWS)
+    found = collected(LONG, tmp_path, rows=LEAST_SAMPLED_ROWS)
     seen, held_back = found.split("e")
     total = 22 * len(LONG)  # ⌈256 / 12⌉ of 23
     assert (len(seen), len(held_back)) == (total - total // 8, total // 8)
@@ -112,14 +111,14 @@ def test_the_disk_bounds_the_rows(monkeypatch):
     assert bounded_rows(WATCHED, 4096) == 1000
     assert bounded_rows(WATCHED, 300) == 300
     monkeypatch.setattr(token_rows, "DISK_BYTES", width)
-    assert bounded_rows(WATCHED, 4096) == LEAST_ROWS
+    assert bounded_rows(WATCHED, 4096) == LEAST_SAMPLED_ROWS
     assert bounded_rows(WATCHED, 7) == 7
 
 
 @pytest.mark.parametrize("count", [True, False])
 def test_the_files_keep_within_the_bound(count, tmp_path, monkeypatch):
     """All but what rounding up per sample adds."""
-    monkeypatch.setattr(token_rows, "LEAST_ROWS", 1)
+    monkeypatch.setattr(token_rows, "LEAST_SAMPLED_ROWS", 1)
     monkeypatch.setattr(token_rows, "DISK_BYTES", 100 * 4 * sum(TENSORS.values()))
     found = collected(LONG, tmp_path, count=count)
     size = sum(path.stat().st_size for path in found.files.values())
@@ -128,7 +127,7 @@ def test_the_files_keep_within_the_bound(count, tmp_path, monkeypatch):
 
 
 def test_no_tensors_run_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "open_session", None)
+    monkeypatch.setattr(execution, "open_session", None)
     found = collected(LONG, tmp_path, watched=())
     assert not found.files
     assert not list((tmp_path / "rows").iterdir())
@@ -167,7 +166,8 @@ def test_the_run_for_statistics_takes_the_same_rows(rows, tmp_path):
     folder = tmp_path / "together"
     folder.mkdir()
     writer = TokenRowWriter(WATCHED, data, rows, folder)
-    arguments = source, source.proto, WATCHED, data, specs_of(source.proto), (0.5,), Silent(), 0
+    running = Execution(source, source.proto, specs_of(source.proto))
+    arguments = running, WATCHED, data, (0.5,)
     stats, expected = collect(*arguments, writer), collect(*arguments)
     assert writer.finished
     for watched in WATCHED:

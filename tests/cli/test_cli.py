@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import click
 import numpy as np
@@ -19,12 +20,12 @@ from mmcompile import __version__
 from mmcompile.cli import run
 from mmcompile.cli.commands import cli
 from mmcompile.cli.help import SECTIONS
-from mmcompile.formats import THRESHOLDS
-from mmcompile.policy.options import GRANULARITIES, POLICIES, WEIGHT_SCALES
-from mmcompile.policy.order import Order
-from mmcompile.policy.split import Thresholds
+from mmcompile.formats import THRESHOLDS, WeightScales
+from mmcompile.policy.choices import Order, Thresholds
+from mmcompile.policy.micromix import GRANULARITIES
+from mmcompile.policy.registry import POLICIES
 from mmcompile.tables import Name
-from mmcompile.targets.target import TARGETS
+from mmcompile.targets.table import TARGETS
 from tests.models import model_of, weight
 from tests.workplace import (
     BUNDLE,
@@ -142,7 +143,7 @@ def test_choices_are_those_of_the_pipeline():
     assert list(option("compile", "order").type.choices) == [o.value for o in Order]
     assert list(option("compile", "granularity").type.choices) == [str(g) for g in GRANULARITIES]
     assert list(option("compile", "scale_rule").type.choices) == list(THRESHOLDS)
-    assert list(option("compile", "weight_scales").type.choices) == list(WEIGHT_SCALES)
+    assert list(option("compile", "weight_scales").type.choices) == list(get_args(WeightScales))
 
 
 # Which command is meant

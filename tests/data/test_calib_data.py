@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mmcompile.data.dataset import InputSpec, hold_back, open_data, trim_padding
+from mmcompile.data.options import DataOptions
 from mmcompile.errors import EnvironmentProblem, MMCompileError, UsageError
 
 INT64 = np.dtype(np.int64)
@@ -22,9 +23,9 @@ TOKENS = (
 )
 
 
-def opened(source, specs, **options):
-    defaults = {"limit": None, "seed": 0, "max_length": 16, "tokenizer": None}
-    return open_data(source, specs, **(defaults | options))
+def opened(source, specs, *, max_id=100, **options):
+    defaults = {"samples": None, "seed": 0, "max_length": 16, "tokenizer": None}
+    return open_data(source, specs, DataOptions(**(defaults | options)), max_id=max_id)
 
 
 def refusal(source, specs, **options):
@@ -106,7 +107,7 @@ def test_npy_for_models_with_one_input(tmp_path, order):
 
 def test_npz_is_read_row_by_row(tmp_path, monkeypatch):
     np.savez(tmp_path / "d.npz", x=np.zeros((1000, 3), np.float32))
-    data = opened(tmp_path / "d.npz", IMAGE, limit=2)
+    data = opened(tmp_path / "d.npz", IMAGE, samples=2)
     largest = 0
     empty = np.empty
 
@@ -129,7 +130,7 @@ def test_folder_is_read_in_sorted_order(tmp_path):
     assert [s["x"][0, 0] for s in data] == [1, 2, 3, 3]
     assert data.count == 4
     (tmp_path / "d.npy").write_bytes(b"spoiled")
-    assert opened(tmp_path, IMAGE, limit=4).count == 4  # what the limit cuts off is not touched
+    assert opened(tmp_path, IMAGE, samples=4).count == 4  # what the limit cuts off is not touched
     assert "d.npy" in refusal(tmp_path, IMAGE)
     (tmp_path / "empty").mkdir()
     assert "holds no .npz, .npy, .json file" in refusal(tmp_path / "empty", IMAGE)
@@ -169,7 +170,7 @@ def test_lossless_casts_are_made(given, expected):
 @pytest.mark.parametrize(
     ("given", "expected", "message"),
     [
-        (np.array([[0.1, 1, 2]], np.float64), np.float32, "float32 cannot hold its float64"),
+        (np.array([[7e4, 1, 2]], np.float32), np.float16, "float16 cannot hold its float32"),
         (np.array([[1e300, 1, 2]], np.float64), np.float32, "float32 cannot hold"),
         (np.array([[2**40, 1, 2]]), np.int32, "int32 cannot hold its int64"),
         (np.array([[2**63, 1, 2]], np.uint64), np.int64, "int64 cannot hold its uint64"),
@@ -185,6 +186,28 @@ def test_lossless_casts_are_made(given, expected):
 def test_lossy_casts_are_refused(given, expected, message):
     specs = (InputSpec("x", np.dtype(expected), (None, 3)),)
     assert message in refusal([{"x": given}], specs)
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_floats_are_rounded_and_a_note_says_so(kind, tmp_path):
+    specs = (InputSpec("x", np.dtype(kind), (None, 3)),)
+    x = np.array([[0.1, 1, 2]], np.float64)
+    np.savez(tmp_path / "d.npz", x=x)
+    for source in ({"x": x}, tmp_path / "d.npz"):
+        data = opened(source, specs)
+        (sample,) = data
+        assert sample["x"].dtype == kind
+        np.testing.assert_array_equal(sample["x"], x.astype(kind))
+        assert data.description.endswith(f"x rounded from float64 to {np.dtype(kind).name}")
+    assert "rounded" not in opened({"x": np.array([[0.5, 1, 2]])}, specs).description
+
+
+def test_the_lowest_numbers_of_a_mask_become_infinite():
+    specs = (InputSpec("attn_mask", np.dtype(np.float16), (1, 2)),)
+    lowest = np.finfo(np.float32).min
+    (sample,) = opened({"attn_mask": np.array([[0, lowest]], np.float32)}, specs)
+    assert sample["attn_mask"].tolist() == [[0, -np.inf]]
+    assert "cannot hold" in refusal({"attn_mask": np.array([[0, -lowest]], np.float32)}, specs)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +307,7 @@ def test_sources_that_are_none(tmp_path):
     assert "cannot be iterated" in refusal(7, IMAGE)
     assert "only once" in refusal(iter([{"x": np.ones((1, 3))}]), IMAGE)
     assert "it has no samples" in refusal([], IMAGE)
-    assert "limit: 0 is below 1" in refusal("random", IMAGE, limit=0)
+    assert "samples: 0 is below 1" in refusal("random", IMAGE, samples=0)
     assert "no inputs" in refusal("random", ())
     strings = (InputSpec("s", np.dtype(object), (1,)),)
     assert "element type object cannot be fed" in refusal("random", strings)
@@ -409,7 +432,7 @@ def test_digest_sees_every_change():
     reshaped = {k: v.reshape(3, 4) for k, v in feed.items()}
     swapped = {k: v[::-1] for k, v in feed.items()}
     digests = {opened(f, TOKENS).digest() for f in (feed, other, reshaped, swapped)}
-    digests.add(opened(feed, TOKENS, limit=1).digest())
+    digests.add(opened(feed, TOKENS, samples=1).digest())
     assert len(digests) == 5
     specs = (InputSpec("x", INT64, ("batch", "a", "b")),)
     shapes = ((1, 2, 3), (1, 3, 2), (2, 3, 1))
@@ -428,7 +451,7 @@ def test_hold_back_parts_the_data():
 
 def test_counts_follow_limit_and_parts(tmp_path):
     np.savez(tmp_path / "d.npz", x=np.ones((10, 3), np.float32))
-    data = opened(tmp_path / "d.npz", IMAGE, limit=7)
+    data = opened(tmp_path / "d.npz", IMAGE, samples=7)
     parts = hold_back(data, 3)
     assert [part.count for part in parts] == [len(list(part)) for part in parts] == [5, 2]
     assert data.description == "7 samples of d.npz"
@@ -446,7 +469,7 @@ def test_random_inputs_are_small_and_marked_unfit():
         InputSpec("cache", INT64, ("seq",)),
         InputSpec("b", np.dtype(np.int8), (2,)),
     )
-    data = opened("random", specs, limit=3, max_length=500, max_id=3000)
+    data = opened("random", specs, samples=3, max_length=500, max_id=3000)
     first, second, _ = data
     assert not data.fit and "unfit" in data.description and data.count == 3
     assert first["input_ids"].shape == (1, 128) and first["cache"].shape == (128,)
@@ -457,7 +480,7 @@ def test_random_inputs_are_small_and_marked_unfit():
     assert first["b"].min() >= 0
     assert not np.array_equal(first["input_ids"], second["input_ids"])
     assert data.digest() == data.digest()
-    reseeded = opened("random", specs, limit=3, max_length=500, max_id=3000, seed=1)
+    reseeded = opened("random", specs, samples=3, max_length=500, max_id=3000, seed=1)
     assert data.digest() != reseeded.digest()
     assert next(iter(opened("random", TOKENS)))["input_ids"].max() < 100
 

@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from mmcompile.errors import EnvironmentProblem, ExitCode, MMCompileError
 from mmcompile.exporting import export_model
+from mmcompile.exporting.options import ExportOptions
 from tests.models import CHECKPOINT, SMALL_MODELS, SMALL_VOCABULARY, small_model
 
 torch = pytest.importorskip("torch", reason="exports need torch")
@@ -131,7 +132,7 @@ def refused(call, code, exit_code, *words):
     assert "\n" not in caught.value.reason
     assert caught.value.code == code
     assert caught.value.exit_code == exit_code
-    line = str(caught.value)
+    line = caught.value.on_command_line()
     for word in words:
         assert word in line
 
@@ -271,7 +272,7 @@ def test_script_factory(script, tmp_path, capfd):
 
 
 def test_script_without_dynamic_shapes(script, tmp_path):
-    path = export_model(f"{script}:static", tmp_path, opset=18)
+    path = export_model(f"{script}:static", tmp_path, ExportOptions(opset=18))
     assert path == tmp_path / "model.onnx"
     model = onnx.load(path)
     assert model.opset_import[0].version == 18
@@ -284,7 +285,7 @@ def test_script_without_dynamic_shapes(script, tmp_path):
     ("dtype", "kind"), [("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16)]
 )
 def test_dtype(script, tmp_path, dtype, kind):
-    model = onnx.load(export_model(f"{script}:static", tmp_path, dtype=dtype))
+    model = onnx.load(export_model(f"{script}:static", tmp_path, ExportOptions(dtype=dtype)))
     values = [*model.graph.input, *model.graph.output]
     assert [value.type.tensor_type.elem_type for value in values] == [kind, kind]
     assert {tensor.data_type for tensor in model.graph.initializer} == {kind}
@@ -336,13 +337,22 @@ def test_options_are_checked(script, tmp_path):
         ({"dtype": "int8"}, "export-dtype"),
         ({"task": "fill-mask"}, "export-task"),
     ):
-        refused(lambda o=options: export_model(source, tmp_path, **o), code, ExitCode.USAGE)
+        refused(
+            lambda o=options: export_model(source, tmp_path, ExportOptions(**o)),
+            code,
+            ExitCode.USAGE,
+        )
 
 
 def test_folder_faults(exported, tmp_path):
     def bad(folder, code, exit_code, *words, **options):
         output = tmp_path / "out"
-        refused(lambda: export_model(str(folder), output, **options), code, exit_code, *words)
+        refused(
+            lambda: export_model(str(folder), output, ExportOptions(**options)),
+            code,
+            exit_code,
+            *words,
+        )
         assert not output.exists()
 
     bad(tmp_path / "none", "export-source", ExitCode.USAGE, "none")
@@ -382,7 +392,9 @@ def test_encoder_decoder_is_refused(tmp_path):
     )  # fmt: skip
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     refused(
-        lambda: export_model(str(tmp_path), tmp_path / "out", task="feature-extraction"),
+        lambda: export_model(
+            str(tmp_path), tmp_path / "out", ExportOptions(task="feature-extraction")
+        ),
         "export-architecture",
         ExitCode.UNSUPPORTED_MODEL,
         "T5",

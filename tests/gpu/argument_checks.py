@@ -61,7 +61,7 @@ ARGUMENTS: tuple[tuple[str, int, dict[str, int | None]], ...] = (
     ("no workspace", INVALID, {"workspace": None}),
     ("no workspace bytes", TOO_SMALL, {"workspace_bytes": 0}),
 )
-MISALIGNED = (("weight", 8), ("order", 4), ("scales", 1), ("workspace", 128))
+MISALIGNED = (("weight", 8), ("order", 4), ("scales", 1), ("y", 2), ("workspace", 128))
 
 
 def _refused_arguments(machine: Machine, random: Random) -> None:
@@ -132,7 +132,7 @@ def _workspace_grows(machine: Machine, random: Random) -> None:
 
 
 def _larger_workspace(machine: Machine, random: Random) -> None:
-    """More workspace than needed, and an x without alignment, change nothing."""
+    """More workspace than needed, and an x or y without alignment, change nothing."""
     made = layer("micromix", 512, 24, 5)
     call = random_call(machine, random, made, 6, (BFLOAT16, BFLOAT16), Extras(bias=True))
     first = call.run()
@@ -143,6 +143,12 @@ def _larger_workspace(machine: Machine, random: Random) -> None:
     machine.memory.write(block.address + 2, call.operands.x)
     call.arguments.x = block.address + 2
     assert (call.run() == first).all()
+    y = machine.memory.allocate(first.nbytes + 2)
+    call.arguments.y = y.address + 2
+    call.enqueue()
+    assert (
+        machine.memory.read(y.address + 2, first.nbytes).view(first.dtype) == first.ravel()
+    ).all()
 
 
 CHECKS = [

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmcompile.cuda.machine import ALIGNMENT, Block
-from mmcompile.formats import CodeArray
 from mmcompile.kernels import FLOAT32, Arguments, Linear, WorkspaceLayout
+from mmcompile.quantize import CodeArray
 from tests.gpu.layers import Codes, Layer, Order, pack_activations, pack_weights
 from tests.gpu.machine import Machine
 from tests.gpu.number_types import BITS_TYPE, SIZE, BitArray

@@ -14,19 +14,17 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from mmcompile.formats import (
-    BLOCK_FORMATS,
-    E4M3,
+from mmcompile.formats import BLOCK_FORMATS, E4M3, BlockFormat
+from mmcompile.kernels import Linear, LinearSegment
+from mmcompile.quantize import (
     E4M3_SCALES,
     E8M0_SCALES,
-    BlockFormat,
     CodeArray,
     element_table,
     encode_elements,
     pack_codes,
     quantize_blocks,
 )
-from mmcompile.kernels import Linear, LinearSegment
 from tests.gpu.machine import Machine
 from tests.gpu.number_types import F32, F64
 

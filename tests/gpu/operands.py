@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmcompile.formats import E8M0_NAN, BlockFormat, CodeArray, element_table
+from mmcompile.formats import E8M0_NAN, BlockFormat
 from mmcompile.kernels import FLOAT32
+from mmcompile.quantize import CodeArray, element_table
 from tests.gpu.layers import FORMATS, Codes, Layer, Random
 from tests.gpu.number_types import BITS_TYPE, BitArray, narrow
 

@@ -7,15 +7,9 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from mmcompile.formats import (
-    BLOCK_FORMATS,
-    E4M3_SCALES,
-    E8M0_SCALES,
-    BlockFormat,
-    element_table,
-    pack_codes,
-)
+from mmcompile.formats import BLOCK_FORMATS, BlockFormat
 from mmcompile.kernels import Arguments, Device, KernelLibrary, Linear, LinearSegment
+from mmcompile.quantize import E4M3_SCALES, E8M0_SCALES, element_table, pack_codes
 from tests.kernels.emulated import aligned
 from tests.node_models import padded_to, words_first
 

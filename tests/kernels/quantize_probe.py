@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from mmcompile.formats import BLOCK_FORMATS, element_table, pack_codes, quantize_blocks
+from mmcompile.formats import BLOCK_FORMATS
 from mmcompile.kernels import Arguments, Device, KernelLibrary, Linear, LinearSegment
+from mmcompile.quantize import element_table, pack_codes, quantize_blocks
 from tests.kernels.emulated import NATIVE, OLDEST, PORTABLE, aligned, configure
 from tests.node_models import padded_to, words_first
 

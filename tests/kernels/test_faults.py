@@ -16,9 +16,16 @@ from mmcompile.kernels import KernelError, KernelLibrary
 from tests.kernels import quantize_probe
 from tests.kernels.build import FLAGS, PLUGINS
 from tests.kernels.emulated import LATE, NATIVE, PORTABLE, RANDOM, compile_library, configure
-from tests.kernels.operands import Draw, make_problem
+from tests.kernels.operands import TYPES, Draw, make_problem
 from tests.kernels.quantize_probe import Fault
-from tests.kernels.test_gemm import EVERYTHING, MXFP4, MXFP8, NVFP4, check
+from tests.kernels.test_gemm import (
+    EVERYTHING,
+    MXFP4,
+    MXFP8,
+    NVFP4,
+    check,
+    off_by_an_element,
+)
 
 TILES = (0, 3)
 """Few, so that a faulty library compiles fast: one swapped and split along K by warps, one not."""
@@ -166,6 +173,12 @@ GEMM = (
         "if (channel < params.out_channels)\n            store_pair",
     ),
     Fault(
+        "pairs are stored where y is not aligned for them",
+        "library/library.cpp",
+        "is_aligned(arguments.y, 2 * type_bytes(",
+        "is_aligned(arguments.y, type_bytes(",
+    ),
+    Fault(
         "no rounding to nearest in the output",
         "kernels/epilogue.h",
         "device::float_to_bfloat16(value)",
@@ -191,7 +204,8 @@ def probe_gemm(library: KernelLibrary) -> None:
             expected = exact.exact().astype(np.float32)
             bits = expected.view(np.uint32) + 0x7FFF + (expected.view(np.uint32) >> 16 & 1)
             rounded = (bits & 0xFFFF0000).astype(np.uint32).view(np.float32)
-            np.testing.assert_array_equal(exact.run(gpu, tactic).astype(np.float32), rounded)
+            y = off_by_an_element(rounded.astype(TYPES[2]))
+            np.testing.assert_array_equal(exact.run(gpu, tactic, y).astype(np.float32), rounded)
         outputs = []
         for seed in range(4):
             configure(library, seed=seed, multiprocessors=8)

@@ -14,6 +14,7 @@ from tests.kernels.emulated import (
     NATIVE,
     PORTABLE,
     RANDOM,
+    aligned,
     configure,
     emulated_library,
 )
@@ -70,6 +71,20 @@ def test_exact_sums_come_out_to_the_bit(library, device, tactic):
     problem = make_problem(library, 21, 70, EVERYTHING, draw, bias=True)
     y = problem.run(library.open_device(device), tactic)
     np.testing.assert_array_equal(y, problem.exact().astype(np.float32))
+
+
+@pytest.mark.parametrize("tactic", [2, 3, 4])
+@pytest.mark.parametrize("y_type", [0, 1, 2])
+def test_y_may_lie_at_any_element(library, tactic, y_type):
+    gpu = library.open_device(NATIVE)
+    problem = make_problem(library, 19, 34, EVERYTHING, y_type=y_type)
+    y = problem.run(gpu, tactic, aligned(np.zeros((19, 34), TYPES[y_type])))
+    np.testing.assert_array_equal(problem.run(gpu, tactic, off_by_an_element(y)), y)
+
+
+def off_by_an_element(y):
+    """Zeros of the same shape and type, at an address that is no multiple of two elements."""
+    return aligned(np.zeros(1 + y.size, y.dtype))[1:].reshape(y.shape)
 
 
 @pytest.mark.parametrize("device", [NATIVE, PORTABLE])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import re
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmcompile.kernels import Arguments, KernelError, LinearSegment
+from mmcompile.kernels import Arguments, Device, KernelError, LinearSegment
 from tests.kernels.emulated import NATIVE, PORTABLE, aligned, configure, emulated_library
 
 MXFP4, E2M3, E3M2, MXFP8, NVFP4 = range(5)
@@ -100,6 +101,23 @@ def test_a_workspace_serves_all_tactics_and_fewer_rows(rows, channels, out, mult
         if splits > 1:
             assert layout.partials - layout.counters >= 4 * tiles
             assert layout.bytes - layout.partials >= 4 * tiles * splits * sizes[name]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(1, 40000),
+    st.integers(1, 300).map(lambda steps: 32 * steps),
+    st.integers(1, 20000),
+    st.integers(1, 192),
+    st.sampled_from([NATIVE, PORTABLE]),
+)
+def test_the_largest_gpus_workspace_serves_all(rows, channels, out, multiprocessors, kind):
+    library = library_of(multiprocessors)
+    linear, largest = linear_of(library, channels, out), Device()
+    library.functions.mmc_largest_device(ctypes.byref(largest))
+    assert (largest.ordinal, largest.architecture, largest.multiprocessors) == (-1, 120, 192)
+    needed = linear.workspace_bytes(library.open_device(kind), rows)
+    assert linear.workspace_bytes(largest, rows) >= needed
 
 
 def test_descriptions_and_names():

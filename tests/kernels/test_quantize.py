@@ -10,7 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mmcompile.formats import BLOCK_FORMATS, THRESHOLDS, element_table, quantize_blocks
+from mmcompile.formats import BLOCK_FORMATS, THRESHOLDS
+from mmcompile.quantize import element_table, quantize_blocks
 from tests.kernels.build import (
     EMULATOR_DEFINES,
     EMULATOR_SOURCES,

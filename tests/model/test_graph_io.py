@@ -14,7 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile.errors import EnvironmentProblem, MMCompileError, UnsupportedModelError
-from mmcompile.model import ModelWriter, load_model
+from mmcompile.model.source import load_model
+from mmcompile.model.writer import ModelWriter
 from mmcompile.output import DATA_FILE, MODEL_FILE
 
 CHANNELS = 48

@@ -10,9 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile import ops
 from mmcompile.errors import MMCompileError
-from mmcompile.model import load_model
 from mmcompile.model.passes.name_nodes import name_nodes
 from mmcompile.model.passes.rewrite_linears import packed_names, rewrite_linears
+from mmcompile.model.source import load_model
 from mmcompile.verification.compiled import compiled_nodes, read_nodes
 from mmcompile.verification.nodes import node_excess
 from tests import models

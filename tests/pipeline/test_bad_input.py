@@ -372,7 +372,7 @@ def test_a_refused_output_is_known_before_calibration(work, monkeypatch):
     def late(*_):
         raise AssertionError("calibrated first")
 
-    monkeypatch.setattr("mmcompile.pipeline.calibrate.collect", late)
+    monkeypatch.setattr("mmcompile.pipeline.evidence.collect", late)
     refused(work, work.compile("-o", "."), 2, "output-is-source")
 
 
@@ -449,7 +449,7 @@ main()
 """
 
 STAGES = {
-    "calibration": ("mmcompile.pipeline.calibrate", "collect"),
+    "calibration": ("mmcompile.pipeline.evidence", "collect"),
     "packing": ("mmcompile.pipeline.compile", "pack_group"),
     "verification": ("mmcompile.pipeline.verification", "compare_outputs"),
     "report": ("mmcompile.pipeline.compile", "render_html"),

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile.errors import ExitCode, MMCompileError, UnsupportedModelError, UsageError
-from mmcompile.model import load_model
+from mmcompile.model.source import load_model
 
 SHAPE = (32, 16)
 

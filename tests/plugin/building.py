@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 PLUGINS = ROOT / "plugins"
-BINDINGS = ("tensorrt_lean_bindings", "tensorrt_dispatch_bindings")
+BINDINGS = ("tensorrt_lean_bindings", "tensorrt_dispatch_bindings", "tensorrt_rtx_bindings")
 NO_TENSORRT = "no TensorRT runtime; pip install tensorrt-lean-cu12-libs tensorrt-lean-cu12-bindings"
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 

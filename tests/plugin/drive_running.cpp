@@ -11,9 +11,11 @@ namespace {
 
 constexpr int32_t kManyRows = 1000; /* plugins/trt/plugin.h */
 
-size_t recorded_workspace(int64_t rows) {
-  return 512 + static_cast<size_t>(rows * kPadded);
+/* On the recording library's own GPU, and on the largest of its kind. */
+size_t recorded_workspace(int64_t rows, size_t multiprocessors = 4) {
+  return 128 * multiprocessors + static_cast<size_t>(rows * kPadded);
 }
+constexpr size_t kLargest = 192;
 
 void building() {
   IPluginV3* plugin = create(good_fields());
@@ -166,23 +168,63 @@ void threads() {
   delete plugin;
 }
 
-/* With the real kernel library on a machine without a GPU: a sentence, not a crash. */
+/* Builds for a GPU that is not here: no tactic is offered, none is cached, and the workspace is
+ * that of the largest GPU. Returns the workspace. */
+size_t build_ahead_of_time(IPluginV3* plugin) {
+  IPluginV3OneBuild& build = build_of(plugin);
+  const auto all = ranges(9, 10, DataType::kHALF);
+  CHECK(configure(plugin, all) == 0);
+  CHECK(build.getNbTactics() == 0 && build.getValidTactics(nullptr, 0) == 0);
+  CHECK(build.getTimingCacheID() == nullptr);
+  CHECK(std::string(build.getMetadataString()) == "K=150 N=48: 96 mxfp4, 64 mxfp6_e3m2 x mxfp8");
+  const size_t workspace = build.getWorkspaceSize(all.data(), 5, all.data() + 5, 1);
+  const PluginFieldCollection* stored = runtime_of(plugin).getFieldsToSerialize();
+  expect_same(stored, 8);
+  CHECK(*static_cast<const int64_t*>(stored->fields[7].data) == static_cast<int64_t>(workspace));
+  return workspace;
+}
+
+/* In a process of TensorRT-RTX, though there is a GPU: its engine runs on that one, too. */
+void ahead_of_time() {
+  IPluginV3* plugin = create(good_fields());
+  const auto all = ranges(9, 10, DataType::kHALF);
+  CHECK(build_of(plugin).getWorkspaceSize(all.data(), 5, all.data() + 5, 1) ==
+        recorded_workspace(20, kLargest)); /* before it is configured, too */
+  CHECK(build_ahead_of_time(plugin) == recorded_workspace(20, kLargest));
+  const PluginFieldCollection* stored = runtime_of(plugin).getFieldsToSerialize();
+  IPluginV3* restored = creator->createPlugin("x", stored, TensorRTPhase::kRUNTIME);
+  delete plugin;
+  CHECK(change_shape(restored, tensors(10, DataType::kHALF, false)) == 0);
+  Buffers buffers;
+  CHECK(buffers.enqueue(restored) == 0);
+  CHECK(buffers.seen().tactic == 0);
+  CHECK(buffers.seen().workspace_bytes == recorded_workspace(20, kLargest));
+  delete restored;
+}
+
+/* On a machine without a GPU: what builds works, what runs says a sentence. */
 void without_gpu() {
   IPluginV3* plugin = create(good_fields());
-  CHECK(configure(plugin, ranges(4, 8, DataType::kHALF)) != 0);
-  const auto all = ranges(4, 8, DataType::kHALF);
-  CHECK(build_of(plugin).getWorkspaceSize(all.data(), 5, all.data() + 5, 1) == 0);
-  CHECK(build_of(plugin).getNbTactics() == 0);
+  CHECK(build_ahead_of_time(plugin) > 0);
   CHECK(change_shape(plugin, tensors(4, DataType::kHALF, false)) != 0);
   Buffers buffers;
   CHECK(buffers.enqueue(plugin) != 0);
   delete plugin;
 }
 
+/* A GPU whose driver does not work is no reason to build for another one. */
+void refused_driver() {
+  IPluginV3* plugin = create(good_fields());
+  CHECK(configure(plugin, ranges(4, 8, DataType::kHALF)) != 0);
+  CHECK(build_of(plugin).getNbTactics() == 0);
+  delete plugin;
+}
+
 }  // namespace
 
 std::map<std::string, void (*)()> running_cases() {
-  return {{"building", building}, {"refused-shapes", refused_shapes},
-          {"running", running},   {"tactics", tactics},
-          {"threads", threads},   {"without-gpu", without_gpu}};
+  return {{"building", building},       {"refused-shapes", refused_shapes},
+          {"running", running},         {"tactics", tactics},
+          {"threads", threads},         {"ahead-of-time", ahead_of_time},
+          {"without-gpu", without_gpu}, {"refused-driver", refused_driver}};
 }

@@ -134,13 +134,20 @@ class PythonCreator(trt.IPluginCreatorV3One):
         return PythonPlugin()
 
 
+LIBRARIES = ("/libnvinfer_lean.", "/libnvinfer_dispatch.", "/libtensorrt_rtx.")
+
+
 def native_registry():
-    """Address of the registry, its library's version; ctypes finds the library by its path."""
+    """Address of the registry, and the TensorRT release whose interfaces it has.
+
+    ctypes finds the library by its path. TensorRT-RTX 1.7 has the interfaces of TensorRT 11.
+    """
     maps = Path("/proc/self/maps").read_text().split()
-    path = next(word for word in maps if "/libnvinfer_lean." in word or "_dispatch." in word)
+    path = next(word for word in maps if any(name in word for name in LIBRARIES))
     library = ctypes.CDLL(path)
     library.getPluginRegistry.restype = ctypes.c_void_p
-    return library.getPluginRegistry(), library.getInferLibVersion() // 10000
+    release = library.getInferLibVersion() // 10000
+    return library.getPluginRegistry(), 11 if "_rtx" in path else release
 
 
 def call(function):

@@ -55,8 +55,13 @@ MmcStatus mmc_device_open(int32_t ordinal, MmcDevice* device, MmcError*) {
   return MMC_OK;
 }
 
-size_t mmc_workspace_bytes(const MmcLinear* linear, const MmcDevice*, int64_t rows) {
-  return 512 + static_cast<size_t>(rows * linear->info.padded_channels);
+void mmc_largest_device(MmcDevice* device) {
+  *device = {-1, 120, 192};
+}
+
+size_t mmc_workspace_bytes(const MmcLinear* linear, const MmcDevice* device, int64_t rows) {
+  return 128 * static_cast<size_t>(device->multiprocessors) +
+         static_cast<size_t>(rows * linear->info.padded_channels);
 }
 
 int32_t mmc_tactic_count(const MmcDevice*) {

@@ -106,15 +106,16 @@ def own_creators():
     return sum(c.name == "MicroMixLinear" for c in registry.all_creators)
 
 
-def tensorrt_major():
-    return int(trt.__version__.split(".")[0])
+def interface_shape():
+    """The major TensorRT release whose interfaces it has; TensorRT-RTX 1.7 has those of 11."""
+    return 11 if "rtx" in bindings else int(trt.__version__.split(".")[0])
 
 
 def try_cases(creator, library):
     recorder = Recorder()
     driver = ctypes.CDLL(driver_path)
     driver.make_finder.restype = ctypes.c_void_p
-    finder = driver.make_finder(tensorrt_major(), recorder.address)
+    finder = driver.make_finder(interface_shape(), recorder.address)
     library.setLoggerFinder(ctypes.c_void_p(finder))
     results = {}
 

@@ -97,14 +97,15 @@ def test_exit_while_registered(release: building.Release, plugin: Path, driver: 
     assert report["after"] == 1
 
 
-def test_two_tensorrts_in_one_process(plugin: Path) -> None:
-    """A lean and a dispatch runtime, of different releases where there are several."""
+@pytest.mark.parametrize("other", building.BINDINGS[1:])
+def test_two_tensorrts_in_one_process(plugin: Path, other: str) -> None:
+    """A lean runtime and another, of different releases where there are several."""
     found = building.releases()
     lean = [release for release in found if release.module == building.BINDINGS[0]]
-    dispatch = [release for release in found if release.module == building.BINDINGS[1]]
-    if not lean or not dispatch:
-        pytest.skip("needs a lean and a dispatch runtime; " + building.NO_TENSORRT)
-    done = building.run_in(lean[0], "two_registries.py", plugin, beside=dispatch[-1])
+    others = [release for release in found if release.module == other]
+    if not lean or not others:
+        pytest.skip(f"needs a lean runtime and {other}; " + building.NO_TENSORRT)
+    done = building.run_in(lean[0], "two_registries.py", plugin, beside=others[-1])
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "dlopen": [1, 1],

@@ -1,13 +1,45 @@
-"""Groups with statistics and sampled gradients, made of random numbers."""
+"""What is known of a model, made of random numbers: statistics and sampled gradients."""
 
 import numpy as np
 
 from mmcompile.calib.gradient_rows import GradientSamples, GroupRows
-from mmcompile.calib.stats import ActivationStats
-from mmcompile.policy.options import watched_tensor
+from mmcompile.calib.instrument import watched_tensor
+from mmcompile.calib.stats import ActivationStats, TensorStats
+from mmcompile.policy.protocol import Evidence
+from mmcompile.targets.names import parse_target
 from tests import models
 from tests.compiling import prepare
-from tests.policy.test_policy import stats_of
+
+SM120 = parse_target("sm_120")
+
+
+def evidence_of(prepared, stats, gradients=None, target=SM120, left_alone=()):
+    """What a policy plans a prepared model from."""
+    return Evidence(
+        groups=prepared.groups,
+        source=prepared.source,
+        left_alone=tuple(left_alone),
+        target=target,
+        stats=stats,
+        gradients=gradients,
+    )
+
+
+def stats_of(rows, ratios=()):
+    magnitude = np.abs(rows)
+    peak = magnitude.max(axis=1, keepdims=True)
+    return TensorStats(
+        samples=1,
+        tokens=len(rows),
+        mean_abs=magnitude.mean(axis=0, dtype=np.float64),
+        abs_sum=magnitude.sum(axis=0, dtype=np.float64),
+        abs_max=magnitude.max(axis=0),
+        square_sum=(rows.astype(np.float64) ** 2).sum(axis=0),
+        ratios=ratios,
+        exceed=np.array([(magnitude > ratio * peak).sum() for ratio in ratios], np.int64),
+        rows=rows,
+        row_keys=np.arange(len(rows), dtype=np.float64),
+    )
 
 
 def activations(channels, rows=24, seed=0):
@@ -33,6 +65,10 @@ class Case:
             found[group.name] = GroupRows(x, gradient)
         self.stats = ActivationStats(tensors, "random rows", True, 0)
         self.samples = GradientSamples(found, {})
+
+    def evidence(self, target=SM120):
+        """All that is known of the model."""
+        return evidence_of(self.prepared, self.stats, self.samples, target)
 
     def weight(self, index=0):
         """The weights of a group as float32[N, K]."""

@@ -9,6 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 from mmcompile.calib.gradient_rows import GradientSamples, GroupRows
+from mmcompile.calib.instrument import watched_tensor
 from mmcompile.calib.stats import ActivationStats
 from mmcompile.packed import dequantize_activations, dequantize_weight
 from mmcompile.plan import PADDING, format_order
@@ -19,20 +20,16 @@ from mmcompile.policy.class_order import (
     in_best_order,
     sorted_classes,
 )
-from mmcompile.policy.cost import measure_damage, plan_cost
-from mmcompile.policy.options import COST, Policy, make_plan, watched_tensor
-from mmcompile.policy.pairs import Budget, Objective
-from mmcompile.progress import Silent
+from mmcompile.policy.cost import CostPolicy
+from mmcompile.policy.registry import make_policy
+from mmcompile.targets.target import Objective
 from mmcompile.weights.pack import pack_group
 from tests import models
-from tests.policy.cases import Case
-from tests.policy.test_policy import stats_of
+from tests.policy.cases import Case, stats_of
 
 
 def planned(case, **options):
-    policy = Policy(COST, granularity=32, **options)
-    damage = measure_damage(case.groups, case.stats, case.samples, policy, case.source, Silent())
-    return plan_cost(case.groups, case.stats, case.samples, damage, policy, case.source, ())
+    return CostPolicy(granularity=32, **options).plan(case.evidence())
 
 
 def block_damage(case, index, plan):
@@ -71,9 +68,9 @@ def test_chance_decides_no_order():
 @pytest.mark.parametrize(
     "options",
     [
-        {"target": Budget(speed=1)},
-        {"target": Budget(speed=1.4)},
-        {"target": Budget(bits=5.5), "objective": Objective.DECODE},
+        {"target_speed": 1},
+        {"target_speed": 1.4},
+        {"target_bits": 5.5, "objective": Objective.DECODE},
     ],
 )
 def test_every_class_has_the_best_of_the_orders(options, tmp_path):
@@ -107,8 +104,8 @@ def test_one_class_in_natural_order_is_the_uniform_policy(tmp_path):
     case.stats = ActivationStats({watched_tensor(group).key: stats}, "", True, 0)
     gradients = np.random.default_rng(4).standard_normal((2, 64, models.N)).astype(np.float32)
     case.samples = GradientSamples({group.name: GroupRows(x, gradients)}, {})
-    plan = planned(case, classes=("mxfp4", "mxfp8"), target=Budget(speed=1))
-    uniform = make_plan(case.groups, case.stats, Policy("mxfp4", granularity=32), case.source, ())
+    plan = planned(case, classes=("mxfp4", "mxfp8"), target_speed=1)
+    uniform = make_policy("mxfp4").plan(case.evidence())
     (mine,), (theirs,) = plan.groups, uniform.groups
     assert (mine.segments, mine.order) == (theirs.segments, theirs.order)
 
@@ -126,7 +123,7 @@ def test_equal_damage_goes_to_the_first_order(tmp_path):
     gradients = random.integers(-2, 3, (1, 8, models.N)).astype(np.float32)
     rows = GroupRows(x, gradients)
     case.samples = GradientSamples({group.name: rows}, {})
-    (plan,) = planned(case, classes=("mxfp4", "mxfp8"), target=Budget(speed=1)).groups
+    (plan,) = planned(case, classes=("mxfp4", "mxfp8"), target_speed=1).groups
     keys = candidate_keys(case.stats.tensors[watched_tensor(group).key], 2)
     for first, second in itertools.permutations(keys[::2]):
         found = in_best_order(group, plan, (first, second), case.source, rows)
@@ -135,7 +132,7 @@ def test_equal_damage_goes_to_the_first_order(tmp_path):
 
 
 def test_sorting_stays_inside_classes_and_keeps_padding_in_front():
-    policy = Policy(COST)
+    policy = CostPolicy()
     segments = [policy.segment(n, "mxfp4", "mxfp4") for n in (3, 2)]
     order = np.array([4, PADDING, 0, 3, 2], np.int32)
     found = sorted_classes(order, segments, np.array([9.0, 1.0, 5.0, 5.0, 7.0]))

@@ -4,16 +4,10 @@ import pytest
 
 from mmcompile.errors import ExitCode, UsageError
 from mmcompile.formats import BLOCK_FORMATS
-from mmcompile.policy.options import COST, Policy
-from mmcompile.policy.pairs import (
-    CLASSES,
-    DEFAULT_BUDGETS,
-    Budget,
-    FormatPair,
-    Objective,
-    candidates,
-)
-from mmcompile.targets.target import parse_target
+from mmcompile.policy.budget import CLASSES, DEFAULT_BUDGETS, Budget, candidates
+from mmcompile.policy.cost import CostPolicy
+from mmcompile.targets.target import FormatPair, Objective
+from tests.policy.cases import SM120
 
 
 @pytest.mark.parametrize("act", BLOCK_FORMATS)
@@ -21,9 +15,10 @@ from mmcompile.targets.target import parse_target
 def test_speed_is_that_of_the_target(act, weight):
     """The unit is the time of two 4-bit operands on native tensor cores."""
     pair = FormatPair(act, weight)
-    target = parse_target("sm_120")
-    rates = [target.tensor_core_rate(BLOCK_FORMATS[name]) for name in (act, weight)]
-    assert pair.speed == target.tensor_core_rate(BLOCK_FORMATS["mxfp4"]) / min(rates)
+    rates = [SM120.rate(FormatPair(name, name)) for name in (act, weight)]
+    assert SM120.speed_cost(pair) == SM120.rate(FormatPair("mxfp4", "mxfp4")) / min(rates)
+    both_four = all(BLOCK_FORMATS[name].element.bits == 4 for name in (act, weight))
+    assert SM120.speed_cost(pair) == (1 if both_four else 2)
 
 
 def test_bits_count_scales():
@@ -38,15 +33,16 @@ def test_bits_count_scales():
 
 
 def test_formats_of_memory_are_equal_on_both_sides():
-    pairs = candidates(Objective.MEMORY, CLASSES)
+    pairs = candidates(Objective.MEMORY, CLASSES, SM120)
     assert {(pair.act, pair.weight) for pair in pairs} == {(name, name) for name in CLASSES}
     assert [pair.weight for pair in pairs][:2] == ["mxfp4", "nvfp4"]  # the cheapest first
 
 
 @pytest.mark.parametrize("objective", [Objective.PREFILL, Objective.DECODE])
 def test_both_sides_are_chosen_apart(objective):
-    pairs = candidates(objective, CLASSES)
-    assert [pair.speed for pair in pairs] == sorted(pair.speed for pair in pairs)
+    pairs = candidates(objective, CLASSES, SM120)
+    costs = [SM120.speed_cost(pair) for pair in pairs]
+    assert costs == sorted(costs)
     assert pairs[0] == FormatPair("mxfp4", "mxfp4")  # the cheapest, which orders are made with
     assert {FormatPair("mxfp8", "mxfp4"), FormatPair("mxfp8", "mxfp6_e2m3")} <= set(pairs)
     assert FormatPair("nvfp4", "nvfp4") in pairs
@@ -58,13 +54,13 @@ def test_both_sides_are_chosen_apart(objective):
 
 
 def test_only_the_classes_given():
-    assert candidates(Objective.DECODE, ("mxfp8",)) == (FormatPair("mxfp8", "mxfp8"),)
+    assert candidates(Objective.DECODE, ("mxfp8",), SM120) == (FormatPair("mxfp8", "mxfp8"),)
 
 
 @pytest.mark.parametrize("classes", [(), ("mxfp4", "mxfp4"), ("mxfp4", "mxfp5"), ("",)])
 def test_impossible_classes_are_refused(classes):
     with pytest.raises(UsageError) as caught:
-        Policy(COST, classes=classes)
+        CostPolicy(classes=classes)
     assert caught.value.where == "--classes"
     assert caught.value.exit_code is ExitCode.USAGE
 
@@ -75,16 +71,19 @@ def test_impossible_budgets_are_refused(kind, value):
     with pytest.raises(UsageError) as caught:
         Budget(**{kind: value})
     assert caught.value.where == f"--target-{kind}"
+    with pytest.raises(UsageError) as caught:
+        CostPolicy(**{f"target_{kind}": value})
+    assert caught.value.where == f"--target-{kind}"
 
 
 def test_a_budget_replaces_the_default():
-    assert Policy(COST).budget == DEFAULT_BUDGETS[Objective.PREFILL] == Budget(speed=1.25)
-    assert Policy(COST, objective=Objective.DECODE).budget == DEFAULT_BUDGETS[Objective.DECODE]
-    assert Policy(COST, target=Budget(bits=5)).budget == Budget(bits=5)
+    assert CostPolicy().budget == DEFAULT_BUDGETS[Objective.PREFILL] == Budget(speed=1.25)
+    assert CostPolicy(objective=Objective.DECODE).budget == DEFAULT_BUDGETS[Objective.DECODE]
+    assert CostPolicy(target_bits=5).budget == Budget(bits=5)
 
 
 def test_parameters_tell_the_budget():
-    found = Policy(COST, target=Budget(speed=1.5, bits=5), classes=("mxfp4", "mxfp8")).parameters()
+    found = CostPolicy(target_speed=1.5, target_bits=5, classes=("mxfp4", "mxfp8")).parameters()
     assert found == {
         "granularity": 128,
         "order": "sorted",

@@ -11,25 +11,27 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from mmcompile.calib.gradient_rows import GradientSamples, GroupRows
+from mmcompile.calib.instrument import watched_tensor
 from mmcompile.calib.stats import ActivationStats
 from mmcompile.errors import UsageError
 from mmcompile.formats import BLOCK_FORMATS, THRESHOLDS
 from mmcompile.plan import PADDING, find_problem
-from mmcompile.policy.cost import (
+from mmcompile.policy.budget import CLASSES, Budget
+from mmcompile.policy.cost import CostPolicy
+from mmcompile.policy.cost_plan import (
     GroupDamage,
+    Known,
     choose,
     classed_order,
     measure_damage,
-    plan_cost,
     synthetic_rows,
 )
-from mmcompile.policy.options import COST, Policy, make_plan, watched_tensor
 from mmcompile.policy.order import run_bounds
-from mmcompile.policy.pairs import CLASSES, Budget, FormatPair, Objective
-from mmcompile.progress import Silent
+from mmcompile.policy.registry import make_policy
+from mmcompile.targets.target import FormatPair, Objective
 from tests import models
 from tests.compiling import prepare
-from tests.policy.cases import Case
+from tests.policy.cases import SM120, Case, evidence_of
 from tests.workplace import two_layers
 
 MXFP8 = FormatPair("mxfp8", "mxfp8")
@@ -37,9 +39,15 @@ MXFP8 = FormatPair("mxfp8", "mxfp8")
 
 def planned(case, **options):
     options = {"granularity": 32} | options
-    policy = Policy(COST, **options)
-    damage = measure_damage(case.groups, case.stats, case.samples, policy, case.source, Silent())
-    return plan_cost(case.groups, case.stats, case.samples, damage, policy, case.source, ())
+    return CostPolicy(**options).plan(case.evidence())
+
+
+def chosen(prepared, damage, pairs, budget):
+    """The pair of every run of the only group."""
+    nothing = ActivationStats({}, "nothing", fit=True, masked_tokens=0)
+    known = Known(evidence_of(prepared, nothing), CostPolicy(), pairs)
+    (choice,) = choose([damage], known, budget)
+    return choice.tolist()
 
 
 def speed(plan):
@@ -48,7 +56,7 @@ def speed(plan):
         for segment in group.segments:
             size = segment.channels * sum(group.out_channels)
             whole += size
-            spent += size * FormatPair(segment.act_format, segment.weight_format).speed
+            spent += size * SM120.speed_cost(FormatPair(segment.act_format, segment.weight_format))
     return spent / whole
 
 
@@ -61,7 +69,8 @@ def case(tmp_path_factory):
 @pytest.mark.parametrize("granularity", [32, 64, 128])
 def test_a_plan_is_possible_and_within_its_budget(case, objective, granularity):
     budget = Budget(speed=1.5) if objective is Objective.PREFILL else Budget(bits=7)
-    plan = planned(case, objective=objective, granularity=granularity, target=budget)
+    limits = {"target_speed": budget.speed, "target_bits": budget.bits}
+    plan = planned(case, objective=objective, granularity=granularity, **limits)
     for group in plan.groups:
         assert find_problem(group) is None
         order = group.channel_order()
@@ -82,17 +91,17 @@ def test_a_plan_is_possible_and_within_its_budget(case, objective, granularity):
 
 def test_more_budget_is_never_more_damage(case):
     costs = [1, 1.1, 1.25, 1.3, 1.5, 1.75, 1.9]
-    plans = [planned(case, target=Budget(speed=cost)) for cost in costs]
+    plans = [planned(case, target_speed=cost) for cost in costs]
     found = [plan.parameters["damage"] for plan in plans]
     assert all(later <= earlier for earlier, later in itertools.pairwise(found))
     assert found[0] > found[-1]
     assert all(speed(plan) <= cost for plan, cost in zip(plans, costs, strict=True))
 
 
-@pytest.mark.parametrize("target", [Budget(speed=2), Budget(bits=99), Budget(2, 99)])
-def test_a_budget_of_eight_bits_is_uniform_mxfp8(case, target):
-    plan = planned(case, target=target)
-    uniform = make_plan(case.groups, case.stats, Policy("mxfp8", granularity=32), case.source, ())
+@pytest.mark.parametrize(("speed", "bits"), [(2, None), (None, 99), (2, 99)])
+def test_a_budget_of_eight_bits_is_uniform_mxfp8(case, speed, bits):
+    plan = planned(case, target_speed=speed, target_bits=bits)
+    uniform = make_policy("mxfp8").plan(case.evidence())
     for mine, theirs in zip(plan.groups, uniform.groups, strict=True):
         assert (mine.segments, mine.order) == (theirs.segments, theirs.order)
         assert mine.act_tensor_scale == mine.weight_tensor_scale == 1
@@ -101,45 +110,42 @@ def test_a_budget_of_eight_bits_is_uniform_mxfp8(case, target):
 @pytest.mark.parametrize("speed", [2.0, 2.5])
 def test_eight_bits_everywhere_even_where_six_err_less(speed, tmp_path):
     """The promise is uniform MXFP8: the widest range, whatever a small sample says."""
-    groups = prepare(models.matmul(), tmp_path).groups
+    prepared = prepare(models.matmul(), tmp_path)
     pairs = (FormatPair("mxfp4", "mxfp4"), FormatPair("mxfp6_e2m3", "mxfp6_e2m3"), MXFP8)
     damage = np.array([[9.0, 1.0, 2.0]] * 3)
     none = np.zeros(models.K, np.float32)
     bounds = run_bounds(models.K, 32)
     found = GroupDamage(np.arange(models.K), bounds, damage, none, none, models.N, True)
-    (choice,) = choose([found], pairs, Budget(speed=speed), groups)
-    assert choice.tolist() == [2, 2, 2]
-    (choice,) = choose([found], pairs, Budget(speed=1.99), groups)
-    assert choice.tolist() == [1, 1, 0]
+    assert chosen(prepared, found, pairs, Budget(speed=speed)) == [2, 2, 2]
+    assert chosen(prepared, found, pairs, Budget(speed=1.99)) == [1, 1, 0]
     narrow = dataclasses.replace(found, damage=damage[:, :2])
-    (choice,) = choose([narrow], pairs[:2], Budget(speed=speed), groups)
-    assert choice.tolist() == [1, 1, 1]
+    assert chosen(prepared, narrow, pairs[:2], Budget(speed=speed)) == [1, 1, 1]
 
 
 def test_the_least_budget_is_all_four_bit(case):
-    plan = planned(case, target=Budget(speed=1))
+    plan = planned(case, target_speed=1)
     for group in plan.groups:
         assert {BLOCK_FORMATS[s.weight_format].element.bits for s in group.segments} == {4}
 
 
 @pytest.mark.parametrize(
-    ("target", "option"),
+    ("speed", "bits", "option"),
     [
-        (Budget(speed=0.99), "--target-speed"),
-        (Budget(bits=4.2), "--target-bits"),
-        (Budget(speed=1.001, bits=4.2), "--target-bits"),
+        (0.99, None, "--target-speed"),
+        (None, 4.2, "--target-bits"),
+        (1.001, 4.2, "--target-bits"),
     ],
 )
-def test_budgets_below_the_cheapest_formats_are_refused(case, target, option):
+def test_budgets_below_the_cheapest_formats_are_refused(case, speed, bits, option):
     with pytest.raises(UsageError) as caught:
-        planned(case, target=target)
+        planned(case, target_speed=speed, target_bits=bits)
     assert (caught.value.where, caught.value.code) == (option, "budget-too-small")
 
 
 def test_both_budgets_hold(case):
-    free = planned(case, target=Budget(speed=1.6))
+    free = planned(case, target_speed=1.6)
     bits = (free.mean_weight_bits() + 4.5) / 2
-    plan = planned(case, target=Budget(speed=1.6, bits=bits))
+    plan = planned(case, target_speed=1.6, target_bits=bits)
     assert speed(plan) <= 1.6
     assert plan.mean_weight_bits() <= bits + 1e-6
     assert plan.mean_weight_bits() < free.mean_weight_bits()
@@ -148,15 +154,14 @@ def test_both_budgets_hold(case):
 
 @pytest.mark.parametrize("classes", [("mxfp4", "mxfp8"), ("nvfp4", "mxfp6_e2m3"), ("mxfp6_e3m2",)])
 def test_only_the_classes_given_are_used(case, classes):
-    target = Budget(speed=2 if len(classes) == 1 else 1.5)
-    plan = planned(case, classes=classes, target=target)
+    plan = planned(case, classes=classes, target_speed=2 if len(classes) == 1 else 1.5)
     used = {segment.act_format for group in plan.groups for segment in group.segments}
     assert used == set(classes)
 
 
 @pytest.mark.parametrize("rule", THRESHOLDS)
 def test_thresholds_are_those_of_the_scale_rule(case, rule):
-    plan = planned(case, scale_rule=rule, objective=Objective.DECODE, target=Budget(bits=6.5))
+    plan = planned(case, scale_rule=rule, objective=Objective.DECODE, target_bits=6.5)
     for group in plan.groups:
         for segment in group.segments:
             assert segment.act_threshold == THRESHOLDS[rule][segment.act_format]
@@ -164,7 +169,7 @@ def test_thresholds_are_those_of_the_scale_rule(case, rule):
 
 
 def test_nvfp4_tensor_scales_are_those_of_its_channels(case):
-    plan = planned(case, classes=("nvfp4", "mxfp8"), target=Budget(speed=1.4))
+    plan = planned(case, classes=("nvfp4", "mxfp8"), target_speed=1.4)
     seen = 0
     for index, (sites, group) in enumerate(zip(case.groups, plan.groups, strict=True)):
         first = group.segments[0]
@@ -193,7 +198,7 @@ def test_a_damaging_channel_is_kept_wide(tmp_path):
     stats = dataclasses.replace(stats, abs_max=np.abs(x).max(axis=0))
     case.stats = ActivationStats({watched_tensor(group).key: stats}, "", True, 0)
     case.samples = GradientSamples({group.name: GroupRows(x, rows.gradients)}, {})
-    plan = planned(case, classes=("mxfp4", "mxfp8"), target=Budget(speed=4 / 3))
+    plan = planned(case, classes=("mxfp4", "mxfp8"), target_speed=4 / 3)
     (decided,) = plan.groups
     assert [s.channels for s in decided.segments] == [64, 32]
     assert set(important) <= set(decided.channel_order()[64:].tolist())
@@ -207,7 +212,7 @@ def test_layers_that_matter_more_get_more(case):
     sensitive = Case.__new__(Case)
     vars(sensitive).update(vars(case))
     sensitive.samples = GradientSamples({**rows, first.name: large}, {})
-    plan = planned(sensitive, target=Budget(speed=1.45))
+    plan = planned(sensitive, target_speed=1.45)
     one, two = (group.figures["speed_cost"] for group in plan.groups)
     assert one > two
     assert two == 1
@@ -220,10 +225,9 @@ def test_a_layer_that_sees_fewer_tokens_counts_less(case):
     rare = Case.__new__(Case)
     vars(rare).update(vars(case))
     rare.stats = ActivationStats({**case.stats.tensors, key: fewer}, "", True, 0)
-    policy = Policy(COST, granularity=32)
+    policy = CostPolicy(granularity=32)
     before, after = (
-        measure_damage(c.groups, c.stats, c.samples, policy, c.source, Silent())
-        for c in (case, rare)
+        measure_damage(Known(each.evidence(), policy, policy.pairs(SM120))) for each in (case, rare)
     )
     np.testing.assert_allclose(after[0].damage, before[0].damage / 4)
     np.testing.assert_array_equal(after[1].damage, before[1].damage)
@@ -235,7 +239,7 @@ def test_a_group_without_gradients_is_planned_by_its_output_error(case):
     partial = Case.__new__(Case)
     vars(partial).update(vars(case))
     partial.samples = GradientSamples(rows, {second.name: "node 'x' (Loop) has no gradient rule"})
-    plan = planned(partial, target=Budget(speed=1.4))
+    plan = planned(partial, target_speed=1.4)
     assert plan.parameters["groups_without_gradient"] == 1
     assert [group.figures["gradient_measured"] for group in plan.groups] == [1, 0]
     assert plan.groups[1].figures["damage"] > 0
@@ -298,7 +302,7 @@ def test_classes_partition_the_channels(data):
 
 def test_a_run_costs_by_its_length(tmp_path):
     """Of K = 96 in runs of 64 the first has 32: a budget that pays for 32 more pays for it."""
-    groups = prepare(models.matmul(), tmp_path).groups
+    prepared = prepare(models.matmul(), tmp_path)
     pairs = (FormatPair("mxfp4", "mxfp4"), MXFP8)
     damage = np.array([[1.0, 0.0], [1.0, 0.0]])
     none = np.zeros(models.K, np.float32)
@@ -310,8 +314,7 @@ def test_a_run_costs_by_its_length(tmp_path):
         (Budget(bits=4.25 + 4 / 3), [1, 0]),
         (Budget(speed=1.33), [0, 0]),
     ):
-        (choice,) = choose([found], pairs, budget, groups)
-        assert choice.tolist() == expected
+        assert chosen(prepared, found, pairs, budget) == expected
 
 
 @pytest.mark.parametrize("objective", Objective)
@@ -322,30 +325,30 @@ def test_352_channels_are_not_padded(objective, tmp_path):
         nodes, {"W": models.weight(352, models.N)}, x=("rows", 352), y=("rows", models.N)
     )
     case = Case(tmp_path, model)
-    target = Budget(speed=1.4) if objective is Objective.PREFILL else Budget(bits=6)
-    plan = planned(case, objective=objective, granularity=128, target=target)
+    limit = {"target_speed": 1.4} if objective is Objective.PREFILL else {"target_bits": 6}
+    plan = planned(case, objective=objective, granularity=128, **limit)
     (group,) = plan.groups
     assert PADDING not in group.channel_order()
     lengths = [segment.channels for segment in group.segments]
     assert sum(lengths) == 352
     assert max(length % 128 for length in lengths) == 96
     assert len(lengths) > 1
-    everywhere = planned(case, granularity=128, target=Budget(speed=2))
-    uniform = make_plan(case.groups, case.stats, Policy("mxfp8"), case.source, ())
+    everywhere = planned(case, granularity=128, target_speed=2)
+    uniform = make_policy("mxfp8").plan(case.evidence())
     assert everywhere.groups[0].segments == uniform.groups[0].segments
     assert everywhere.groups[0].order == uniform.groups[0].order
 
 
 @pytest.mark.parametrize("scales", ["rule", "searched"])
 def test_weights_are_measured_with_the_scales_of_the_plan(case, scales):
-    plan = planned(case, weight_scales=scales, target=Budget(speed=1))
+    plan = planned(case, weight_scales=scales, target_speed=1)
     assert {s.weight_scales for group in plan.groups for s in group.segments} == {scales}
     other = planned(
-        case, weight_scales={"rule": "searched", "searched": "rule"}[scales], target=Budget(speed=1)
+        case, weight_scales={"rule": "searched", "searched": "rule"}[scales], target_speed=1
     )
     better = plan.parameters["damage"] < other.parameters["damage"]
     assert better == (scales == "searched")
 
 
 def test_all_classes_are_the_default():
-    assert Policy(COST).classes == CLASSES
+    assert CostPolicy().classes == CLASSES

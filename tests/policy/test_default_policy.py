@@ -12,7 +12,8 @@ from mmcompile.cli.commands import cli
 from mmcompile.effort import Effort
 from mmcompile.pipeline.options import CompileOptions
 from mmcompile.pipeline.weights import WeightInputs
-from mmcompile.policy.options import COST, Policy
+from mmcompile.policy.cost import CostPolicy
+from mmcompile.policy.registry import DEFAULT, make_policy
 from mmcompile.report.model import load_report
 from tests.workplace import Workplace, call, samples, two_layers
 
@@ -44,10 +45,10 @@ def sampled(monkeypatch):
 
 
 def test_python_and_the_command_line_have_one_default():
-    assert CompileOptions().policy == Policy() == Policy(COST)
+    assert CompileOptions().policy == make_policy(DEFAULT) == CostPolicy()
     for name in ("compile", "calibrate", "analyze"):
         defaults = {p.name: p.default for p in cli.commands[name].params}
-        assert defaults["policy"] == COST
+        assert defaults["policy"] == CostPolicy.NAME
         assert defaults["effort"] == CompileOptions().effort == Effort.BALANCED
 
 

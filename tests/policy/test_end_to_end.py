@@ -6,8 +6,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from mmcompile.pipeline import sense
-from mmcompile.policy.pairs import CLASSES
+from mmcompile.pipeline import evidence
+from mmcompile.policy.budget import CLASSES
 from tests.workplace import Workplace, call, samples
 
 
@@ -22,13 +22,13 @@ def work(tmp_path, monkeypatch):
 def collections(monkeypatch):
     """Counts how often gradients are computed."""
     counted = []
-    collect = sense.collect_rows
+    collect = evidence.collect_rows
 
     def counting(*arguments):
         counted.append(arguments)
         return collect(*arguments)
 
-    monkeypatch.setattr(sense, "collect_rows", counting)
+    monkeypatch.setattr(evidence, "collect_rows", counting)
     return counted
 
 
@@ -199,14 +199,14 @@ def test_saved_statistics_hold_no_gradients(work):
     refused = call(*save)
     assert refused.code == 2
     assert "--save-stats: " in refused.line()
-    assert "--policy micromix" in refused.line()
+    assert "give the --policy to merge them for, such as micromix" in refused.line()
     assert not (work.folder / "s.npz").exists()
     assert call(*save, "--policy", "micromix").code == 0
     result = call("calibrate", work.model, "--stats", "s.npz", "-o", "p.json")
     assert result.code == 2
     assert "--stats: " in result.line()
     assert "--calib instead of --stats" in result.line()
-    assert "--policy micromix" in result.line()
+    assert "another --policy, such as micromix" in result.line()
     assert not (work.folder / "p.json").exists()
 
 

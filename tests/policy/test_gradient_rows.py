@@ -8,11 +8,12 @@ import pytest
 from onnx import helper
 
 from mmcompile.calib import gradient_rows
+from mmcompile.calib.execution import Execution
 from mmcompile.calib.gradient_rows import GradientSamples, GroupRows, collect_rows
 from mmcompile.data.dataset import open_data
+from mmcompile.data.options import DataOptions
 from mmcompile.effort import WORK, Effort
 from mmcompile.pipeline.prepare import input_specs
-from mmcompile.progress import Silent
 from tests.compiling import prepare
 from tests.models import K, model_of, weight
 from tests.workplace import samples
@@ -35,28 +36,13 @@ def two_rectified():
 
 def data_of(prepared, values):
     feeds = [{"x": value[None]} for value in values]
-    return open_data(
-        feeds,
-        input_specs(prepared.source.proto),
-        limit=None,
-        seed=0,
-        max_length=16,
-        tokenizer=None,
-    )
+    return open_data(feeds, input_specs(prepared.source.proto), DataOptions(samples=None))
 
 
 def collected(prepared, values, skeleton=None, work=BALANCED):
     source = prepared.source
-    return collect_rows(
-        source,
-        skeleton or source.proto,
-        prepared.groups,
-        data_of(prepared, values),
-        input_specs(source.proto),
-        len(values),
-        Silent(),
-        work=work,
-    )
+    execution = Execution(source, skeleton or source.proto, input_specs(source.proto))
+    return collect_rows(execution, prepared.groups, data_of(prepared, values), len(values), work)
 
 
 def test_every_gradient_belongs_to_its_input(tmp_path):
@@ -78,7 +64,7 @@ def test_every_gradient_belongs_to_its_input(tmp_path):
 
 
 def test_rows_are_shared_among_samples(tmp_path, monkeypatch):
-    monkeypatch.setattr(gradient_rows, "LEAST_ROWS", 1)
+    monkeypatch.setattr(gradient_rows, "LEAST_GRADIENT_ROWS", 1)
     prepared = prepare(two_rectified(), tmp_path)
     work = dataclasses.replace(BALANCED, gradient_rows=12, directions=3)
     rows = collected(prepared, samples(6), work=work).groups[prepared.groups[0].name]
@@ -182,4 +168,4 @@ def test_rows_are_bounded_by_memory_and_work(effort, tmp_path, monkeypatch):
     monkeypatch.setattr(gradient_rows, "ROW_WEIGHTS", work.directions * weights * 170)
     assert gradient_rows.rows_per_group(groups, work) == 170
     monkeypatch.setattr(gradient_rows, "ROW_BYTES", 1)
-    assert gradient_rows.rows_per_group(groups, work) == gradient_rows.LEAST_ROWS
+    assert gradient_rows.rows_per_group(groups, work) == gradient_rows.LEAST_GRADIENT_ROWS

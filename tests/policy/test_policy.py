@@ -9,26 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
+from mmcompile.calib.instrument import watched_tensor
 from mmcompile.calib.stats import ActivationStats, TensorStats
 from mmcompile.errors import ExitCode, UsageError
 from mmcompile.formats import BLOCK_FORMATS, THRESHOLDS
 from mmcompile.plan import PADDING, LeftAlone, dump_plan, find_problem, load_plan
-from mmcompile.policy.options import (
-    COST,
-    GRANULARITIES,
-    MICROMIX,
-    POLICIES,
-    UNIFORM,
-    Policy,
-    make_plan,
-    plan_group,
-    watched_tensor,
-)
-from mmcompile.policy.order import Order, channel_order, run_bounds
-from mmcompile.policy.split import Split, Thresholds, split_channels, threshold_ratios
+from mmcompile.policy.choices import Order, Thresholds
+from mmcompile.policy.cost import CostPolicy
+from mmcompile.policy.micromix import GRANULARITIES, MicroMixPolicy
+from mmcompile.policy.order import channel_order, run_bounds
+from mmcompile.policy.registry import DEFAULT, POLICIES, make_policy
+from mmcompile.policy.split import Split, split_channels, threshold_ratios
+from mmcompile.policy.uniform import UNIFORM
 from tests import models
 from tests.compiling import prepare
 from tests.models import K, N, weight
+from tests.policy.cases import evidence_of, stats_of
 
 MAGNITUDE = np.array([3.0, 0.5, 2.0, 0.5, 7.0])
 
@@ -150,23 +146,6 @@ def test_split_of_exact_shares(runs, eight, six, tokens):
     assert Fraction(split.p4, 32) == runs - six - eight
 
 
-def stats_of(rows, ratios=()):
-    magnitude = np.abs(rows)
-    peak = magnitude.max(axis=1, keepdims=True)
-    return TensorStats(
-        samples=1,
-        tokens=len(rows),
-        mean_abs=magnitude.mean(axis=0, dtype=np.float64),
-        abs_sum=magnitude.sum(axis=0, dtype=np.float64),
-        abs_max=magnitude.max(axis=0),
-        square_sum=(rows.astype(np.float64) ** 2).sum(axis=0),
-        ratios=ratios,
-        exceed=np.array([(magnitude > ratio * peak).sum() for ratio in ratios], np.int64),
-        rows=rows,
-        row_keys=np.arange(len(rows), dtype=np.float64),
-    )
-
-
 def activations(channels=K, rows=40, seed=0):
     random = np.random.default_rng(seed)
     sizes = np.exp(random.normal(0, 1.5, channels))
@@ -175,15 +154,21 @@ def activations(channels=K, rows=40, seed=0):
 
 def planned(tmp_path, policy, rows=None, model=None):
     prepared = prepare(model or models.shared_input(), tmp_path)
-    (group,) = prepared.groups
     stats = stats_of(activations() if rows is None else rows, policy.ratios)
-    return plan_group(group, stats, policy, prepared.source), stats
+    return plan_of_one_group(prepared, stats, policy), stats
+
+
+def plan_of_one_group(prepared, stats, policy):
+    (group,) = prepared.groups
+    known = ActivationStats({watched_tensor(group).key: stats}, "rows", fit=True, masked_tokens=0)
+    (plan,) = policy.plan(evidence_of(prepared, known)).groups
+    return plan
 
 
 @pytest.mark.parametrize("thresholds", Thresholds)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_micromix_counts_shares_over_all_elements(thresholds, granularity, tmp_path):
-    policy = Policy(MICROMIX, thresholds=thresholds, factor=0.7, granularity=granularity)
+    policy = MicroMixPolicy(thresholds=thresholds, factor=0.7, granularity=granularity)
     plan, _ = planned(tmp_path, policy)
     x = np.abs(activations())
     t4, t6 = (ratio * x.max(axis=1, keepdims=True) for ratio in threshold_ratios(thresholds, 0.7))
@@ -209,29 +194,29 @@ def test_micromix_counts_shares_over_all_elements(thresholds, granularity, tmp_p
 def test_micromix_sorts_by_the_largest_sample_mean(tmp_path):
     """Not by the mean over all tokens: the paper takes the maximum over samples."""
     prepared = prepare(models.matmul(), tmp_path)
-    stats = stats_of(activations(), Policy(MICROMIX).ratios)
+    stats = stats_of(activations(), MicroMixPolicy().ratios)
     mean_abs = stats.mean_abs.copy()
     mean_abs[7] = 1e6
     stats = TensorStats(**{**vars(stats), "mean_abs": mean_abs})
-    plan = plan_group(prepared.groups[0], stats, Policy(MICROMIX), prepared.source)
+    plan = plan_of_one_group(prepared, stats, MicroMixPolicy())
     assert plan.channel_order()[-1] == 7
 
 
 @pytest.mark.parametrize("name", UNIFORM)
 def test_uniform_policies(name, tmp_path):
-    plan, _ = planned(tmp_path, Policy(name, granularity=64))
+    plan, _ = planned(tmp_path, make_policy(name))
     fmt = {"mxfp6": "mxfp6_e2m3"}.get(name, name)
     (segment,) = plan.segments
     assert (segment.act_format, segment.weight_format, segment.channels) == (fmt, fmt, K)
     assert plan.channel_order().tolist() == list(range(K))
-    assert Policy(name).ratios == ()
+    assert make_policy(name).ratios == ()
     assert (plan.out_channels, plan.nodes, plan.name) == ((N, 32, 32), ("q", "k", "v"), "q+k+v")
 
 
 @pytest.mark.parametrize("rule", THRESHOLDS)
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 def test_scale_rule_sets_both_sides(name, rule, tmp_path):
-    plan, _ = planned(tmp_path, Policy(name, scale_rule=rule))
+    plan, _ = planned(tmp_path, make_policy(name, scale_rule=rule))
     (segment,) = plan.segments
     wanted = THRESHOLDS[rule][name]
     assert (segment.act_threshold, segment.weight_threshold) == (wanted, wanted)
@@ -239,25 +224,25 @@ def test_scale_rule_sets_both_sides(name, rule, tmp_path):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_weights_are_searched_but_for_the_paper(name, tmp_path):
-    own = "rule" if name == MICROMIX else "searched"
+    own = "rule" if name == MicroMixPolicy.NAME else "searched"
     for asked, expected in ((None, own), ("rule", "rule"), ("searched", "searched")):
-        policy = Policy(name, weight_scales=asked)
+        policy = make_policy(name, weight_scales=asked)
         assert policy.parameters()["weight_scales"] == expected
         assert policy.segment(32, "mxfp4", "mxfp4").weight_scales == expected
-        if name != COST:
+        if name != CostPolicy.NAME:
             plan, _ = planned(tmp_path, policy)
             assert {segment.weight_scales for segment in plan.segments} == {expected}
 
 
 @pytest.mark.parametrize("channels", [50, 96, 352])
-@pytest.mark.parametrize("name", ["mxfp8", MICROMIX])
+@pytest.mark.parametrize("name", ["mxfp8", MicroMixPolicy.NAME])
 def test_one_format_is_padded_to_whole_blocks_and_micromix_to_its_granularity(
     name, channels, tmp_path
 ):
     nodes = [helper.make_node("MatMul", ["x", "W"], ["y"], name="linear")]
     model = models.model_of(nodes, {"W": weight(channels, N)}, x=("rows", channels), y=("rows", N))
-    plan, _ = planned(tmp_path, Policy(name), activations(channels), model)
-    multiple = 128 if name == MICROMIX else 32
+    plan, _ = planned(tmp_path, make_policy(name), activations(channels), model)
+    multiple = 128 if name == MicroMixPolicy.NAME else 32
     assert plan.channel_order().size == plan.padded_channels == -(-channels // multiple) * multiple
     assert all(segment.channels % multiple == 0 for segment in plan.segments)
 
@@ -273,7 +258,7 @@ def test_nvfp4_tensor_scales_are_the_least_powers_of_two(act, weights, tmp_path)
     w *= np.float32(weights / w.max())
     nodes = [helper.make_node("MatMul", ["x", "W"], ["y"], name="linear")]
     model = models.model_of(nodes, {"W": w})
-    plan, stats = planned(tmp_path, Policy("nvfp4"), x, model)
+    plan, stats = planned(tmp_path, make_policy("nvfp4"), x, model)
     for scale, amax in (
         (plan.act_tensor_scale, stats.abs_max.max()),
         (plan.weight_tensor_scale, np.abs(w).max()),
@@ -291,10 +276,10 @@ def test_nvfp4_weight_scale_covers_every_layer_of_a_group(tmp_path):
         if tensor.name == "Wv":
             large = numpy_helper.to_array(tensor) * np.float32(-4096)
             tensor.CopyFrom(numpy_helper.from_array(large, "Wv"))
-    plan, _ = planned(tmp_path, Policy("nvfp4"), model=model)
+    plan, _ = planned(tmp_path, make_policy("nvfp4"), model=model)
     amax = np.abs(large).max()
     assert amax <= 448 * 6 * plan.weight_tensor_scale < 2 * amax
-    mx, _ = planned(tmp_path, Policy("mxfp8"), model=model)
+    mx, _ = planned(tmp_path, make_policy("mxfp8"), model=model)
     assert (mx.act_tensor_scale, mx.weight_tensor_scale) == (1, 1)
 
 
@@ -302,16 +287,16 @@ def test_plan_of_a_model(tmp_path):
     prepared = prepare(models.gemm(trans_a=True), tmp_path)
     watched = watched_tensor(prepared.groups[0])
     assert (watched.name, watched.channels, watched.transposed) == ("x", K, True)
-    policy = Policy(MICROMIX, factor=2.0, order=Order.RANDOM, granularity=32, scale_rule="ocp")
+    policy = MicroMixPolicy(factor=2.0, order=Order.RANDOM, granularity=32, scale_rule="ocp")
     tensors = {watched.key: stats_of(activations(), policy.ratios)}
     left = (LeftAlone("head", "output-head", "a head"),)
     for fit, note in ((True, "text"), (False, "text (unfit: random numbers)")):
         stats = ActivationStats(tensors, "text", fit, 0)
-        plan = make_plan(prepared.groups, stats, policy, prepared.source, iter(left))
+        plan = policy.plan(evidence_of(prepared, stats, left_alone=left))
         assert plan.calibration == note
         assert plan.left_alone == left
         assert plan.model == "original.onnx"
-        assert plan.policy == MICROMIX
+        assert plan.policy == MicroMixPolicy.NAME
         assert plan.parameters == {
             "granularity": 32,
             "order": "random",
@@ -326,7 +311,7 @@ def test_plan_of_a_model(tmp_path):
 
 
 def test_uniform_policy_has_no_thresholds_among_its_parameters():
-    assert Policy("mxfp4").parameters() == {
+    assert make_policy("mxfp4").parameters() == {
         "order": "natural",
         "scale_rule": "balanced",
         "weight_scales": "searched",
@@ -335,31 +320,35 @@ def test_uniform_policy_has_no_thresholds_among_its_parameters():
 
 def test_statistics_of_other_thresholds_are_refused(tmp_path):
     prepared = prepare(models.matmul(), tmp_path)
-    stats = stats_of(activations(), Policy(MICROMIX, factor=0.5).ratios)
+    stats = stats_of(activations(), MicroMixPolicy(factor=0.5).ratios)
     with pytest.raises(UsageError, match="did not count it"):
-        plan_group(prepared.groups[0], stats, Policy(MICROMIX), prepared.source)
+        plan_of_one_group(prepared, stats, MicroMixPolicy())
 
 
 def test_the_default_is_cost():
-    assert Policy() == Policy(COST)
-    assert POLICIES[0] == COST
+    assert make_policy(DEFAULT) == CostPolicy()
+    assert next(iter(POLICIES)) == DEFAULT == CostPolicy.NAME
 
 
 @pytest.mark.parametrize(
-    ("options", "option"),
+    ("name", "options", "option"),
     [
-        ({"name": "mxfp5"}, "--policy"),
-        ({"granularity": 16}, "--granularity"),
-        ({"scale_rule": "ceil"}, "--scale-rule"),
-        ({"weight_scales": "best"}, "--weight-scales"),
-        ({"factor": 0.0}, "--lambda"),
-        ({"factor": -1.0}, "--lambda"),
-        ({"factor": math.nan}, "--lambda"),
-        ({"factor": math.inf}, "--lambda"),
+        ("mxfp5", {}, "--policy"),
+        ("cost", {"granularity": 16}, "--granularity"),
+        ("micromix", {"granularity": 16}, "--granularity"),
+        ("cost", {"objective": "fast"}, "--objective"),
+        ("micromix", {"thresholds": "own"}, "--thresholds"),
+        *((name, {"scale_rule": "ceil"}, "--scale-rule") for name in POLICIES),
+        *((name, {"weight_scales": "best"}, "--weight-scales") for name in POLICIES),
+        *((name, {"order": "upwards"}, "--order") for name in POLICIES),
+        ("micromix", {"factor": 0.0}, "--lambda"),
+        ("micromix", {"factor": -1.0}, "--lambda"),
+        ("micromix", {"factor": math.nan}, "--lambda"),
+        ("micromix", {"factor": math.inf}, "--lambda"),
     ],
 )
-def test_impossible_policies_are_refused(options, option):
+def test_impossible_policies_are_refused(name, options, option):
     with pytest.raises(UsageError) as caught:
-        Policy(**options)
+        make_policy(name, **options)
     assert caught.value.where == option
     assert caught.value.exit_code == ExitCode.USAGE

@@ -3,27 +3,27 @@
 import numpy as np
 import pytest
 
-from mmcompile.formats import (
-    BLOCK_FORMATS,
-    THRESHOLDS,
-    dequantize_blocks,
-    nvfp4_tensor_scale,
-    quantize_blocks,
-    quantize_blocks_searched,
-)
+from mmcompile.formats import BLOCK_FORMATS, THRESHOLDS
 from mmcompile.plan import PADDING
 from mmcompile.policy import sensitivity
-from mmcompile.policy.order import Order, channel_order, run_bounds
-from mmcompile.policy.pairs import FormatPair
+from mmcompile.policy.choices import Order
+from mmcompile.policy.order import channel_order, run_bounds
 from mmcompile.policy.sensitivity import (
+    Sampled,
     Scales,
     channel_damage,
-    exact_response,
     output_energy,
     responses_of,
     run_damage,
     weight_amax,
 )
+from mmcompile.quantize import (
+    dequantize_blocks,
+    nvfp4_tensor_scale,
+    quantize_blocks,
+    quantize_blocks_searched,
+)
+from mmcompile.targets.target import FormatPair
 from tests import models
 from tests.policy.cases import Case
 
@@ -97,8 +97,7 @@ def test_run_damage_is_its_formula(case, order, rule, weights):
     bounds = run_bounds(channels.size, 64)
     assert bounds.tolist() == [0, 32, 96]
     formats = tuple(dict.fromkeys(pair.weight for pair in PAIRS))
-    exact = exact_response(group, case.source, rows)
-    responses = responses_of(group, case.source, rows, exact, channels, formats, scales)
+    responses = responses_of(Sampled(group, case.source, rows), channels, formats, scales)
     found = run_damage(rows, responses, channels, PAIRS, scales, bounds)
     assert found.shape == (2, len(PAIRS))
     for index, pair in enumerate(PAIRS):
@@ -113,8 +112,7 @@ def test_channel_damage_is_that_of_runs_of_one(case):
     scales = scales_of(case)
     order = channel_order(np.arange(group.in_channels, dtype=float), Order.SORTED, 32)
     pair = PAIRS[0]
-    exact = exact_response(group, case.source, rows)
-    responses = responses_of(group, case.source, rows, exact, order, ["mxfp4"], scales)
+    responses = responses_of(Sampled(group, case.source, rows), order, ["mxfp4"], scales)
     found = channel_damage(rows, responses, order, pair, scales)
     expected = direct(case, order, pair, scales, np.arange(order.size + 1))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-9)
@@ -126,8 +124,7 @@ def test_padding_has_no_damage(tmp_path):
     rows = case.samples.groups[group.name]
     order = channel_order(np.zeros(group.in_channels), Order.NATURAL, 128)
     scales = scales_of(case)
-    exact = exact_response(group, case.source, rows)
-    responses = responses_of(group, case.source, rows, exact, order, ["mxfp4"], scales)
+    responses = responses_of(Sampled(group, case.source, rows), order, ["mxfp4"], scales)
     found = channel_damage(rows, responses, order, PAIRS[0], scales)
     assert (found[order == PADDING] == 0).all()
     assert (found[order != PADDING] > 0).all()
@@ -138,11 +135,9 @@ def test_weights_are_read_in_blocks(case, monkeypatch):
     (group,) = case.groups
     rows = case.samples.groups[group.name]
     order = channel_order(np.zeros(group.in_channels), Order.NATURAL, 32)
-    exact = exact_response(group, case.source, rows)
-    whole = responses_of(group, case.source, rows, exact, order, ["nvfp4"], scales_of(case))
+    whole = responses_of(Sampled(group, case.source, rows), order, ["nvfp4"], scales_of(case))
     monkeypatch.setattr(sensitivity, "WEIGHT_BLOCK", 10 * group.in_channels)
-    exact = exact_response(group, case.source, rows)
-    parts = responses_of(group, case.source, rows, exact, order, ["nvfp4"], scales_of(case))
+    parts = responses_of(Sampled(group, case.source, rows), order, ["nvfp4"], scales_of(case))
     np.testing.assert_allclose(parts.exact, whole.exact, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(
         parts.quantized["nvfp4"], whole.quantized["nvfp4"], rtol=1e-4, atol=1e-4

@@ -22,12 +22,14 @@ from mmcompile.report.model import (
     EXACT_DB,
     PROFILE_POINTS,
     CalibrationInfo,
+    Island,
     LayerError,
     LayerReport,
     ModelInfo,
     OutputReport,
     PolicyInfo,
     Report,
+    RestInfo,
     StageTime,
     TargetInfo,
     VerificationReport,
@@ -96,7 +98,7 @@ def make_report(blocks: int = 6, prefix: str = "") -> Report:
         for i, kind in enumerate(kinds)
     )
     before = 4 * 32000 * 1024 + sum(x.bytes_before for x in layers)
-    after = 4 * 32000 * 1024 + sum(x.bytes_after for x in layers)
+    after = 2 * 32000 * 1024 + sum(x.bytes_after for x in layers)
     errors = tuple(
         LayerError(
             name=x.nodes[0],
@@ -142,6 +144,18 @@ def make_report(blocks: int = 6, prefix: str = "") -> Report:
             parameters=before // 4,
             opset=20,
             dtype="float32",
+            bytes_fp16=before // 2,
+        ),
+        rest=RestInfo(
+            dtype="float16",
+            reason="the default",
+            nodes=412,
+            islands=(
+                Island(code="sum", reason=f"a sum needs more bits{prefix}", nodes=33),
+                Island(code="range", reason="it leaves the range", nodes=12),
+            ),
+            samples=8,
+            notes=(f"weight emb: 2 values beyond ±65504 became ±65504 in float16{prefix}",),
         ),
         target=TargetInfo(name="sm_120", description="GeForce Blackwell (RTX 50 series)"),
         policy=PolicyInfo(
@@ -176,6 +190,7 @@ def make_report(blocks: int = 6, prefix: str = "") -> Report:
             inputs="held-out chunks of wikitext.txt",
             samples=8,
             outputs=(logits, cache),
+            rest_alone=(replace(logits, sqnr_db=61.7), replace(cache, sqnr_db=64.9)),
             layers=errors,
             threshold="minimum cosine of logits 0.99",
             passed=True,
@@ -801,6 +816,29 @@ def test_the_terminal_copes_with_hardly_any_figures() -> None:
     )
     text = printed(empty)
     assert "No linear layer was rewritten" in text and "estimated" in text
+
+
+def test_the_rest_in_half_precision_is_shown(small: Report, small_page: str) -> None:
+    page = Page(small_page).text
+    model = small.model
+    assert model.bytes_fp16 == model.bytes_before // 2
+    factor, word = summary.size_change(model)
+    assert (factor, word) == (f"{model.bytes_fp16 / model.bytes_after:.2f}×", "smaller than FP16")
+    for text in (" ".join(printed(small, width=200).split()), " ".join(page.split())):
+        assert f"{factor} {word}".replace(",", "") in text
+        assert f"{summary.bytes_text(model.bytes_fp16)} in FP16" in text
+        assert "float16 (the default); 45 of 412 nodes stay in float32" in text
+        assert "a sum needs more bits" in text and "it leaves the range" in text
+        assert "2 values beyond ±65504" in text
+        assert "logits (half precision alone)" in text and "61.7 dB" in text
+    older = replace(small, rest=None, model=replace(model, bytes_fp16=None))
+    assert summary.size_change(older.model) == summary.change_text(
+        model.bytes_before, model.bytes_after
+    )
+    assert "All else" not in printed(older)
+    assert "All else" not in Page(render_html(older)).text
+    kept = RestInfo(dtype="float32", reason="kept as it was, as asked for")
+    assert summary.rest_text(kept) == "float32 (kept as it was, as asked for)"
 
 
 NO_BETTER = "no better on samples held back"

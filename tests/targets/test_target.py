@@ -1,8 +1,9 @@
 import pytest
 
 from mmcompile.errors import ExitCode, UsageError
-from mmcompile.formats import BLOCK_FORMATS
-from mmcompile.targets.target import TARGETS, parse_target
+from mmcompile.targets.names import parse_target
+from mmcompile.targets.table import TARGETS
+from mmcompile.targets.target import FormatPair
 from tests import node_models as nm
 
 
@@ -57,11 +58,12 @@ def test_unknown_name_lists_the_known_ones(typed):
     [("mxfp4", 8), ("nvfp4", 8), ("mxfp6_e2m3", 4), ("mxfp6_e3m2", 4), ("mxfp8", 4)],
 )
 def test_instruction_rates(name, rate):
-    assert parse_target("sm_120").tensor_core_rate(BLOCK_FORMATS[name]) == rate
+    pair = FormatPair(name, name)
+    assert parse_target("sm_120").rate(pair) == rate
     # RTX PRO and DGX Spark run FP16 with fp32 accumulation at 1024: half the gain.
     for twice in ("rtxpro6000", "sm_121"):
-        assert parse_target(twice).tensor_core_rate(BLOCK_FORMATS[name]) == rate / 2
-    assert parse_target("sm_90").tensor_core_rate(BLOCK_FORMATS[name]) == 1
+        assert parse_target(twice).rate(pair) == rate / 2
+    assert parse_target("sm_90").rate(pair) == 1
 
 
 def limit(*parts, out=64):

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile import ops
 from mmcompile.errors import ExitCode, UnsupportedModelError, UsageError
-from mmcompile.model import load_model
+from mmcompile.model.source import load_model
 from mmcompile.packed import dequantize_weight
 from mmcompile.progress import Silent
 from mmcompile.verification import nodes as verify_nodes
@@ -214,7 +214,7 @@ def test_outputs_are_compared_over_all_samples(deep, way):
     original, path = deep
     model = load_model(path)
     assert unpacked.runs_unpacked(model) == (way == "unpacked")
-    found = compare_outputs(original, model, samples(), frozenset(["y"]), Silent())
+    found = compare_outputs(original, [model], samples(), frozenset(["y"]), Silent())[0]
     pairs = [(run(original.path, s), run(path, s)) for s in samples()]
     assert list(found) == ["y", "other"]
     for index, name in enumerate(found):
@@ -240,9 +240,9 @@ def expected_kl(pairs):
 def test_bound_on_kept_outputs_changes_nothing(deep, monkeypatch):
     original, path = deep
     model = load_model(path)
-    whole = compare_outputs(original, model, samples(), frozenset(), Silent())
+    whole = compare_outputs(original, [model], samples(), frozenset(), Silent())[0]
     monkeypatch.setattr(verify_outputs, "KEPT_BYTES", 1)
-    apart = compare_outputs(original, model, samples(), frozenset(), Silent())
+    apart = compare_outputs(original, [model], samples(), frozenset(), Silent())[0]
     assert vars(whole["y"]) == vars(apart["y"])
     assert len(apart["y"].cosines) == 3
 
@@ -259,9 +259,8 @@ def test_output_of_another_shape_or_missing_is_a_mismatch(deep, tmp_path):
         inner.input[:] = ["once" if n == "y" else n for n in inner.input]
     model.graph.output[0].name = "y"
     onnx.save(model, tmp_path / "other.onnx")
-    found = compare_outputs(
-        original, load_model(tmp_path / "other.onnx"), samples(1), frozenset(), Silent()
-    )
+    other = load_model(tmp_path / "other.onnx")
+    (found,) = compare_outputs(original, [other], samples(1), frozenset(), Silent())
     assert found["y"].mismatch == f"shape (2, 5, {K}) instead of (1, 5, {K})"
     assert found["other"].mismatch == "missing from the compiled model"
 
@@ -314,7 +313,7 @@ def test_comparing_prints_nothing_and_leaves_polygraphys_logger_alone(deep, capf
     original, path = deep
     before = G_LOGGER.module_severity.get()
     compare_layers(original, load_model(path), SPECS, samples(2), Silent())
-    compare_outputs(original, load_model(path), samples(2), frozenset(), Silent())
+    compare_outputs(original, [load_model(path)], samples(2), frozenset(), Silent())
     assert G_LOGGER.module_severity.get() == before
     assert capfd.readouterr() == ("", "")
 
@@ -373,7 +372,7 @@ def test_rejected_sample_is_named(deep):
     original, path = deep
     bad = [*samples(1), {"x": np.zeros((1, 5, K + 1), F32)}]
     with pytest.raises(UsageError) as caught:
-        compare_outputs(original, load_model(path), bad, frozenset(), Silent())
+        compare_outputs(original, [load_model(path)], bad, frozenset(), Silent())
     assert caught.value.code == "sample-rejected"
     assert caught.value.where == "verification sample 1"
     assert "\n" not in str(caught.value)
@@ -384,7 +383,7 @@ def test_model_that_the_runtime_refuses(deep):
     loaded = load_model(path)
     loaded.proto.functions[0].node[-1].op_type = "Unheard"
     with pytest.raises(UnsupportedModelError) as caught:
-        compare_outputs(original, loaded, samples(1), frozenset(), Silent())
+        compare_outputs(original, [loaded], samples(1), frozenset(), Silent())
     assert caught.value.code == "model-not-runnable"
 
 

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from mmcompile import _native
-from mmcompile.formats import unpack_codes
 from mmcompile.packed import dequantize_rows, native_segments
+from mmcompile.quantize import unpack_codes
 from mmcompile.weights.feedback import PANEL, round_with_feedback
 from mmcompile.weights.hessian import Factor, factorize, hessian
 from tests.node_models import group, permute

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mmcompile.formats import unpack_codes
+from mmcompile.quantize import unpack_codes
 
 native = pytest.importorskip(
     "mmcompile._native", reason="the native module is not built (plugins/README.md)"

@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile.errors import ExitCode, UnsupportedModelError
 from mmcompile.formats import BLOCK_FORMATS
-from mmcompile.model import load_model
+from mmcompile.model.source import load_model
 from mmcompile.packed import dequantize_activations, dequantize_weight, native_segments
 from mmcompile.weights.hessian import hessian
-from mmcompile.weights.pack import LEAST_ROWS, SampledInputs, pack_group
+from mmcompile.weights.pack import LEAST_HESSIAN_ROWS, SampledInputs, pack_group
 from tests import models
 from tests import node_models as nm
 from tests.compiling import mixed, planned, prepare, uniform
@@ -163,7 +163,7 @@ def test_weight_that_is_not_finite_names_node_and_weight(plan, poison, tmp_path)
     error = caught.value
     assert (error.code, error.exit_code) == ("weight-not-finite", ExitCode.UNSUPPORTED_MODEL)
     assert error.where == "node k, weight Wk"
-    assert "--exclude 'k'" in str(error)
+    assert "--exclude 'k'" in error.on_command_line()
     # What the remedy says works.
     assert packed(prepare(model, tmp_path, exclude=("k",)), PLANS[plan])
 
@@ -191,7 +191,7 @@ def test_weight_block_scale_above_248_names_node_and_weight(plan, tmp_path):
     assert (error.code, error.exit_code) == ("weight-too-large", ExitCode.UNSUPPORTED_MODEL)
     assert error.where == "node k, weight Wk"
     assert error.reason == "a block of the weight has the scale 2^122, kernels take up to 2^121"
-    assert "--exclude 'k'" in str(error)
+    assert "--exclude 'k'" in error.on_command_line()
 
 
 @pytest.mark.parametrize(("name", "largest"), [("mxfp8", 247), ("nvfp4", 0x7E)])
@@ -401,14 +401,16 @@ def test_feedback_that_does_harm_is_not_kept(tmp_path):
     assert not with_feedback(prepared, four_bits("mxfp4"), same)[1].rounding[0].reason
 
 
-@pytest.mark.parametrize(("seen", "held"), [(LEAST_ROWS - 1, 99), (99, LEAST_ROWS - 1), (0, 0)])
+@pytest.mark.parametrize(
+    ("seen", "held"), [(LEAST_HESSIAN_ROWS - 1, 99), (99, LEAST_HESSIAN_ROWS - 1), (0, 0)]
+)
 def test_few_inputs_are_not_enough(seen, held, tmp_path):
     values = inputs(200, K)
     given = SampledInputs(values[:seen], values[200 - held :], DAMPINGS)
     nearest, found, _ = with_feedback(prepare(models.matmul(), tmp_path), four_bits("mxfp4"), given)
     assert_same_bytes(found, nearest)
-    assert found.rounding[0].reason == f"fewer than {LEAST_ROWS} sampled inputs"
-    enough = SampledInputs(values[:LEAST_ROWS], values[-LEAST_ROWS:], DAMPINGS)
+    assert found.rounding[0].reason == f"fewer than {LEAST_HESSIAN_ROWS} sampled inputs"
+    enough = SampledInputs(values[:LEAST_HESSIAN_ROWS], values[-LEAST_HESSIAN_ROWS:], DAMPINGS)
     (rounding,) = with_feedback(prepare(models.matmul(), tmp_path), four_bits("mxfp4"), enough)[
         1
     ].rounding

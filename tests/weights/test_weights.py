@@ -9,18 +9,21 @@ import pytest
 import mmcompile
 from mmcompile.cli.commands import cli
 from mmcompile.data.dataset import CalibrationData
-from mmcompile.effort import DAMPING, LEAST_ROWS, WORK, Effort, Weights, Work
+from mmcompile.data.options import DataOptions
+from mmcompile.effort import DAMPING, LEAST_FEEDBACK_ROWS, WORK, Effort, Weights, Work
 from mmcompile.errors import ExitCode, UsageError
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.selection import Selection
 from mmcompile.pipeline import compile as pipeline
-from mmcompile.pipeline.options import CompileOptions, DataOptions, VerifyOptions
+from mmcompile.pipeline.options import CompileOptions, VerifyOptions
 from mmcompile.pipeline.prepare import prepare
+from mmcompile.pipeline.run import Inputs, Run, execution_of
 from mmcompile.pipeline.weights import WeightInputs, weights_in_force
 from mmcompile.plan import load_plan
-from mmcompile.policy import cost
-from mmcompile.policy.options import POLICIES, Policy
-from mmcompile.progress import Silent
+from mmcompile.policy import cost_plan
+from mmcompile.policy.cost import CostPolicy
+from mmcompile.policy.registry import POLICIES
 from mmcompile.report.model import load_report
+from mmcompile.targets.names import parse_target
 from tests.models import SMALL_VOCABULARY
 from tests.workplace import Workplace, call, samples
 
@@ -115,8 +118,8 @@ def test_large_models_get_fewer_rows_and_not_every_step():
 
     small, large = layers(64), layers(8192, 100)
     assert balanced.rows(small) == balanced.feedback_rows
-    assert balanced.rows(large) == LEAST_ROWS
-    assert LEAST_ROWS < balanced.rows(layers(2**10, 2**5)) == 2**13
+    assert balanced.rows(large) == LEAST_FEEDBACK_ROWS
+    assert LEAST_FEEDBACK_ROWS < balanced.rows(layers(2**10, 2**5)) == 2**13
     assert balanced.is_thorough(small)
     assert not balanced.is_thorough(large)
     assert best.rows(large) == best.feedback_rows
@@ -126,7 +129,7 @@ def test_large_models_get_fewer_rows_and_not_every_step():
 def test_what_large_models_get(work, monkeypatch):
     """One damping, and classes in the order of max |x|."""
     steps = []
-    monkeypatch.setattr(cost, "in_best_order", lambda *_: steps.append("order"))
+    monkeypatch.setattr(cost_plan, "in_best_order", lambda *_: steps.append("order"))
     monkeypatch.setattr(Work, "is_thorough", lambda *_: False)
     assert work.compile("--policy", "cost").code == 0
     assert not steps
@@ -143,7 +146,9 @@ def inputs_of(work, method, effort=Effort.BALANCED):
     prepared = prepare(work.model, Selection())
     values = samples(80)
     given = CalibrationData("x", True, 80, lambda: iter([{"x": v[None]} for v in values]))
-    return prepared, WeightInputs(prepared, given, method, effort, 0, Silent())
+    inputs = Inputs(given, None, disjoint=True)
+    run = Run(prepared, inputs, parse_target("sm_120"), execution_of(prepared), effort)
+    return prepared, WeightInputs(run, method)
 
 
 @pytest.mark.parametrize("effort", Effort)
@@ -353,11 +358,11 @@ def test_files_are_gone_after_a_failure(work, temporary, monkeypatch, error):
     options = CompileOptions(
         output=work.out,
         data=DataOptions(calibration=work.data),
-        policy=Policy("cost"),
+        policy=CostPolicy(),
         html=False,
     )
     with pytest.raises(error):
-        mmcompile.compile_model(work.model, options)
+        mmcompile.compile(work.model, options)
     assert len(seen) == 2
     assert not list(temporary.iterdir())
     assert not work.out.exists()
@@ -378,15 +383,15 @@ def test_small_language_models(name, exported, tmp_path, temporary, monkeypatch)
     options = CompileOptions(
         output=tmp_path / "out",
         data=DataOptions(calibration=feeds),
-        policy=Policy("cost"),
+        policy=CostPolicy(),
         weights=Weights.GPTQ,
         verify=VerifyOptions(nodes=True),
         html=False,
     )
     model = exported(name)
     before = set(temporary.iterdir())  # PyTorch's, if it was exported now
-    result = mmcompile.compile_model(model, options)
-    assert result.passed
+    result = mmcompile.compile(model, options)
+    assert result.report.verification.passed
     assert set(temporary.iterdir()) == before
     assert load_plan(tmp_path / "out" / "plan.json") == result.plan
     report = result.report

@@ -67,7 +67,7 @@ class EngineBackend:
             remedy = "choose another --backend, or build for another --gpu"
             return EnvironmentProblem("gpu-unserved", product.title, reason, remedy)
         try:
-            trt.load(product)
+            trt.installed_version(product)
             self._device(target)
         except EnvironmentProblem as problem:
             return problem
@@ -77,9 +77,9 @@ class EngineBackend:
         """Version of the package.
 
         Raises:
-            EnvironmentProblem: it is not installed, cannot be imported or is not supported.
+            EnvironmentProblem: it is not installed or is not supported.
         """
-        return trt.load(self.product).version
+        return trt.installed_version(self.product)
 
     def lower(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The model without the functions that state what our nodes mean.

@@ -95,16 +95,17 @@ def build(request: BuildRequest) -> BuildAnswer:
     Raises:
         MMCompileError: with the ONNX node concerned, where TensorRT names one.
     """
-    tensorrt = trt.load(request.product)
+    tensorrt = trt.load(request.product, echo=request.product.isolated)
     if request.library is not None:
         trt.load_plugin(tensorrt, Path(request.library), request.creator)
     network = trt.parse(tensorrt, request.model, Path(request.path))
+    title = request.product.title
     if network.errors:
-        _refuse(explain_parser(network.errors, request.nodes), request.path)
+        found = explain_parser(network.errors, request.nodes, tensorrt.messages, title)
+        _refuse(found, request.path)
     interface = network.interface()
     if request.interface is not None:
-        where = f"{request.product.title}'s network"
-        check_engine(request.interface, interface, where, ordered=True)
+        check_engine(request.interface, interface, f"{title}'s network", ordered=True)
     if by_value := network.shape_inputs():
         reason = "the values of this input decide shapes, which profiles here cannot bound"
         place = f"input {by_value[0]}"
@@ -122,7 +123,7 @@ def load(request: LoadRequest) -> LoadAnswer:
     Raises:
         EnvironmentProblem: the plugin or the engine is refused.
     """
-    tensorrt = trt.load(request.product)
+    tensorrt = trt.load(request.product, echo=request.product.isolated)
     if request.library is not None:
         trt.load_plugin(tensorrt, Path(request.library), request.creator)
     plan = memoryview(Path(request.path).read_bytes())
@@ -156,7 +157,8 @@ def _plan(tensorrt: trt.TensorRT, network: trt.Network, request: BuildRequest) -
         tensorrt.messages.append(trt.Message(1, text))
         plan, measured = None, b""
     if plan is None or not len(plan):
-        _refuse(explain_build(tensorrt.messages[before:], request.nodes), "engine")
+        found = explain_build(tensorrt.messages[before:], request.nodes, product.title)
+        _refuse(found, "engine")
     if cache is not None and measured:
         _keep(cache, measured)
     return plan

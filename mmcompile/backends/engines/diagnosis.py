@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import subprocess
 import sys
-from collections.abc import Iterable
 
-from mmcompile.backends.engines.product import Product
+from mmcompile.backends.engines.product import Product, importable, version_of
 from mmcompile.finding import Finding, looked_for
 from mmcompile.libraries import PLUGIN, remedy
 
@@ -83,24 +80,6 @@ def registration(product: Product, registry: str) -> Finding:
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     told = lines[-1] if lines else f"the process ended with code {done.returncode}"
     return missing(f"{registry} finds no {OP_TYPE} in {path}: {told}")
-
-
-def importable(module: str) -> bool:
-    """Whether a module is there; it is not imported."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def version_of(distributions: Iterable[str]) -> str | None:
-    """Version of the first of the packages that is installed."""
-    for name in distributions:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 def _smaller(product: Product) -> tuple[Finding, ...]:

@@ -40,6 +40,8 @@ _DIE_WITH_PARENT = 1
 """prctl's PR_SET_PDEATHSIG (linux/prctl.h)."""
 _TOLD = 2000
 """Characters of what a dead process has printed that are looked at."""
+_LINES = 2
+"""The last lines of them that are told: an error of the builder's, and what ended it."""
 _WORD = {BuildRequest: "building", LoadRequest: "loading"}
 
 Answer = TypeVar("Answer", BuildAnswer, LoadAnswer)
@@ -106,8 +108,8 @@ def _ask(request: BuildRequest | LoadRequest, kind: type[Answer]) -> Answer:
 def _dead(request: BuildRequest | LoadRequest, code: int, printed: str) -> EnvironmentProblem:
     """What became of a process that gave no answer."""
     title = request.product.title
-    lines = [line for line in printed.splitlines() if line.strip()]
-    last = f": {lines[-1].strip()}" if lines else ""
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    last = f": {'; '.join(lines[-_LINES:])}" if lines else ""
     if code == -signal.SIGKILL:
         reason = f"{title} was killed while {_WORD[type(request)]}, mostly for lack of memory"
         remedy = "free memory, or build smaller --shapes"

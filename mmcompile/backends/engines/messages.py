@@ -48,6 +48,20 @@ def _rule(pattern: str, code: str, remedy: str) -> _Rule:
     return _Rule(re.compile(pattern, re.IGNORECASE), code, remedy)
 
 
+PLUGIN = "MicroMixLinear"
+"""Our operator and its plugin, as TensorRT names them."""
+_OWN = _rule(
+    rf"mmcompile: |{PLUGIN} layer",
+    "plugin-refused",
+    "use the model and the plugin library of the same version of mmcompile",
+)
+"""What our plugin says; nothing that follows from it is as clear."""
+_PREFIX = re.compile(rf"^(mmcompile: )?{PLUGIN} layer '.*?': ")
+_NOT_FOUND = _rule(
+    r"plugin not found|no importer registered|creator (was )?not found|getplugincreator",
+    "plugin-not-found",
+    "name the library with MMCOMPILE_PLUGIN; `mmcompile doctor` looks at it",
+)
 _RULES = (
     _rule(
         r"out of (host )?memory|outofmemory|insufficient memory|cuda_error_out_of_memory"
@@ -60,16 +74,8 @@ _RULES = (
         "disk-full",
         "free some space where TensorRT writes its temporary files (TMPDIR)",
     ),
-    _rule(
-        r"plugin not found|no importer registered|creator (was )?not found|getplugincreator",
-        "plugin-not-found",
-        "name the library with MMCOMPILE_PLUGIN; `mmcompile doctor` looks at it",
-    ),
-    _rule(
-        r"mmcompile: |micromixlinear layer",
-        "plugin-refused",
-        "use the model and the plugin library of the same version of mmcompile",
-    ),
+    _NOT_FOUND,
+    _OWN,
     _rule(
         r"could not find any implementation|no implementation",
         "build-no-implementation",
@@ -90,16 +96,23 @@ _RULES = (
 
 def last_error(messages: Sequence[Message]) -> str | None:
     """The last error of a log, as one line; None where there is none."""
-    errors = [message.text for message in messages if message.severity <= _ERROR]
+    errors = _errors(messages)
     return _line(errors[-1]) if errors else None
 
 
-def explain_parser(errors: Sequence[ParserMessage], nodes: Sequence[str]) -> Explanation:
-    """The first objection of the parser, which the others follow from.
+def explain_parser(
+    errors: Sequence[ParserMessage],
+    nodes: Sequence[str],
+    messages: Sequence[Message] = (),
+    title: str = "TensorRT",
+) -> Explanation:
+    """The first objection of the parser, which the others follow from; our plugin's word before it.
 
     Args:
         errors: at least one.
         nodes: names of the model's nodes in order, for errors that give only an index.
+        messages: the log of the parsing.
+        title: what the builder is called.
     """
     first = errors[0]
     name = first.node
@@ -107,29 +120,45 @@ def explain_parser(errors: Sequence[ParserMessage], nodes: Sequence[str]) -> Exp
         name = nodes[first.position]
     name = name or _named(first.text, nodes) or ""
     what = " ".join(part for part in (first.code, first.operator) if part)
-    reason = f"TensorRT's parser does not take it: {what}: {first.text}".replace(": : ", ": ")
+    reason = f"{title}'s parser does not take it: {what}: {first.text}".replace(": : ", ": ")
     found = _match([first.text])
+    if found is _NOT_FOUND and first.operator not in ("", PLUGIN):
+        found = None  # TensorRT takes every operator that it does not know for a plugin
     code, remedy = (found.code, found.remedy) if found else ("parser-error", _parser_remedy(first))
+    own = next((text for text in _errors(messages) if _OWN.pattern.search(text)), None)
+    if own is not None:
+        name, reason = _named(own, nodes) or name, f"its plugin is refused: {_PREFIX.sub('', own)}"
+        code, remedy = _OWN.code, _OWN.remedy
     return Explanation(code, name or None, _line(reason), remedy)
 
 
-def explain_build(messages: Sequence[Message], nodes: Sequence[str]) -> Explanation:
+def explain_build(
+    messages: Sequence[Message], nodes: Sequence[str], title: str = "TensorRT"
+) -> Explanation:
     """Why the builder gave no engine.
 
     A known cause anywhere in the log wins over the last error, which mostly only says that the
     build has failed.
+
+    Args:
+        messages: the log of the build.
+        nodes: names of the model's nodes in order.
+        title: what the builder is called.
     """
-    errors = [message.text for message in messages if message.severity <= _ERROR]
-    texts = errors or [message.text for message in messages]
+    texts = _errors(messages) or [message.text for message in messages]
     found = _match(texts)
     telling = texts[-1] if texts else "the builder returned nothing and logged no error"
     if found:
         telling = next(text for text in texts if found.pattern.search(text))
         code, remedy = found.code, found.remedy
     else:
-        code, remedy = "build-failed", "see what `trtexec` in reproduce.sh says with --verbose"
+        code, remedy = "build-failed", "see what the commands of reproduce.sh say"
     node = next(filter(None, (_named(text, nodes) for text in (telling, *texts))), None)
-    return Explanation(code, node, _line(f"TensorRT built no engine: {telling}"), remedy)
+    return Explanation(code, node, _line(f"{title} built no engine: {telling}"), remedy)
+
+
+def _errors(messages: Sequence[Message]) -> list[str]:
+    return [message.text for message in messages if message.severity <= _ERROR]
 
 
 def _match(texts: Iterable[str]) -> _Rule | None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterable
+
 import msgspec
 
 
@@ -20,7 +24,7 @@ class Product(msgspec.Struct, frozen=True):
         oldest: the oldest release that is supported, e.g. (10, 13).
         newest_major: the newest major release that is supported.
         typed_since: the major release since which its networks are strongly typed only.
-        targets: the architectures that it builds for, e.g. `sm_120`; empty for every one.
+        capabilities: the compute capabilities that it builds for, e.g. 120; empty for every one.
         ahead_of_time: it builds for a GPU that is not here, and measures nothing.
         compatible: an engine that holds its plugin runs with later releases of the major one.
         isolated: it is run in a process of its own, since it can end the process.
@@ -37,11 +41,16 @@ class Product(msgspec.Struct, frozen=True):
     oldest: tuple[int, int]
     newest_major: int
     typed_since: int = 0
-    targets: tuple[str, ...] = ()
+    capabilities: tuple[int, ...] = ()
     ahead_of_time: bool = False
     compatible: bool = False
     isolated: bool = False
     triton: bool = False
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The architectures that it builds for; empty for every one."""
+        return tuple(f"sm_{number}" for number in self.capabilities)
 
     @property
     def supported(self) -> str:
@@ -76,3 +85,21 @@ class Product(msgspec.Struct, frozen=True):
 def release(version: str) -> tuple[int, ...]:
     """The numbers of a version, e.g. (11, 4, 0, 106)."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def importable(module: str) -> bool:
+    """Whether a module is there; it is not imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def version_of(distributions: Iterable[str]) -> str | None:
+    """Version of the first of the packages that is installed."""
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None

@@ -5,7 +5,7 @@ over samples and keeps the token rows that are asked for. The rules by which ope
 differentiated are in `table` and the modules that it lists.
 """
 
-from mmcompile.calib.gradient.collect import GradientRows, collect_gradients
+from mmcompile.calib.gradient.collect import Draw, GradientRows, collect_gradients
 from mmcompile.calib.gradient.differentiate import GradientGraph, differentiate
 
-__all__ = ["GradientGraph", "GradientRows", "collect_gradients", "differentiate"]
+__all__ = ["Draw", "GradientGraph", "GradientRows", "collect_gradients", "differentiate"]

@@ -18,13 +18,11 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile.calib.collect import row_keys, run_sample, token_mask
+from mmcompile.calib.execution import Execution
 from mmcompile.calib.gradient.differentiate import GradientGraph
 from mmcompile.calib.gradient.emitter import PREFIX
 from mmcompile.calib.instrument import TOKEN_MASK, WatchedTensor, prune
-from mmcompile.data.dataset import CalibrationData, InputSpec, Sample, trim_padding
-from mmcompile.model import SourceModel
-from mmcompile.model.session import open_session
-from mmcompile.progress import Progress
+from mmcompile.data.dataset import CalibrationData, Sample, trim_padding
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -50,18 +48,25 @@ class GradientRows:
     not_finite: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Draw:
+    """How much is drawn from every sample.
+
+    Attributes:
+        directions: runs per sample.
+        rows: rows per tensor and sample; tokens are chosen at random.
+    """
+
+    directions: int = 1
+    rows: int = 32
+
+
 def collect_gradients(
-    source: SourceModel,
-    skeleton: onnx.ModelProto,
+    execution: Execution,
     graph: GradientGraph,
     activations: Sequence[WatchedTensor],
     data: CalibrationData,
-    specs: Sequence[InputSpec],
-    progress: Progress,
-    *,
-    directions: int = 1,
-    rows_per_sample: int = 32,
-    seed: int = 0,
+    draw: Draw,
 ) -> Iterator[GradientRows]:
     """Yields the gradients of all samples, one sample at a time.
 
@@ -70,16 +75,11 @@ def collect_gradients(
     the outputs of all real tokens together.
 
     Args:
-        source: where the weights lie.
-        skeleton: what `graph` was made of.
+        execution: how the model is run; `graph` was made of its skeleton.
         graph: from `differentiate`, which has to keep the `activations`.
         activations: layers' inputs to hand out beside the gradients.
         data: the samples.
-        specs: the model's inputs.
-        progress: told after every sample.
-        directions: runs per sample.
-        rows_per_sample: rows per tensor and sample; tokens are chosen at random.
-        seed: of the choice of rows and directions, together with the sample's content.
+        draw: how many rows and directions are taken.
 
     Raises:
         UnsupportedModelError: the model cannot run.
@@ -88,22 +88,23 @@ def collect_gradients(
     if not graph.gradients:
         return
     picked = pick_rows(graph, activations)
-    session = open_session(picked, source.folder)
-    shapes = _SeedShapes(source, skeleton, graph, specs)
+    session = execution.session(picked)
+    shapes = _SeedShapes(execution, graph)
     names = [value.name for value in picked.graph.output]
-    for number, sample in enumerate(progress.track(data, "differentiating", data.count)):
-        trimmed = trim_padding(sample, specs)
+    tracked = execution.progress.track(data, "differentiating", data.count)
+    for number, sample in enumerate(tracked):
+        trimmed = trim_padding(sample, execution.specs)
         mask = token_mask(trimmed)
         if not mask.any():
             continue
-        content = int(row_keys(trimmed, seed).view(np.uint32)[0])
-        generator = np.random.default_rng([seed & 0xFFFFFFFF, content])
-        chosen = generator.permutation(np.flatnonzero(mask))[:rows_per_sample]
+        content = int(row_keys(trimmed, execution.seed).view(np.uint32)[0])
+        generator = np.random.default_rng([execution.seed & 0xFFFFFFFF, content])
+        chosen = generator.permutation(np.flatnonzero(mask))[: draw.rows]
         kept = np.zeros_like(mask)
         kept[chosen] = True
         fixed = {**trimmed, TOKEN_MASK: kept}
         runs = []
-        for _ in range(directions):
+        for _ in range(draw.directions):
             seeds = {
                 graph.seeds[name]: _direction(shape, shapes.dtype, mask, generator)
                 for name, shape in shapes.of(trimmed, number).items()
@@ -202,14 +203,8 @@ class _SeedShapes:
     an input; else a run of the forward tells them, once for all samples of the same shapes.
     """
 
-    def __init__(
-        self,
-        source: SourceModel,
-        skeleton: onnx.ModelProto,
-        graph: GradientGraph,
-        specs: Sequence[InputSpec],
-    ) -> None:
-        self._source, self._skeleton, self._specs = source, skeleton, specs
+    def __init__(self, execution: Execution, graph: GradientGraph) -> None:
+        self._execution = execution
         self._outputs = list(graph.seeds)
         infos = {value.name: value.type.tensor_type for value in graph.model.graph.input}
         kinds = {name: infos[seed] for name, seed in graph.seeds.items()}
@@ -225,7 +220,7 @@ class _SeedShapes:
     def of(self, sample: Sample, number: int) -> dict[str, tuple[int, ...]]:
         """Shapes by output."""
         known: dict[str, int] = {}
-        for spec in self._specs:
+        for spec in self._execution.specs:
             sizes = sample[spec.name].shape
             known.update((d, n) for d, n in zip(spec.shape, sizes, strict=True) if type(d) is str)
         if all(type(d) is int or d in known for dims in self._declared.values() for d in dims):
@@ -242,7 +237,7 @@ class _SeedShapes:
 
     @functools.cached_property
     def _forward(self) -> ort.InferenceSession:
-        return open_session(self._skeleton, self._source.folder)
+        return self._execution.session()
 
 
 def _direction(

@@ -12,8 +12,8 @@ import functools
 import onnx
 from onnx import helper
 
-from mmcompile.model import SourceModel
 from mmcompile.model.sites import ConstantSource
+from mmcompile.model.source import SourceModel
 
 TRANSPARENT_OPS = frozenset(
     "Add Cast Concat Constant DequantizeLinear Div Expand Flatten Identity Mul Reshape Squeeze "

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
-from mmcompile.model import SourceModel
 from mmcompile.model.passes.constants import ConstantFinder
+from mmcompile.model.selection import Selection
 from mmcompile.model.sites import ConstantSource, LinearSite
+from mmcompile.model.source import SourceModel
 from mmcompile.plan import LeftAlone
 
 REASONS = {
@@ -53,21 +54,6 @@ _SHAPE_ONLY = frozenset("Identity Cast Reshape Squeeze Unsqueeze Flatten Transpo
 _WITH_CONSTANT = frozenset(("Add", "Sub", "Mul", "Div"))
 MIN_IN_CHANNELS = 32
 MIN_OUT_CHANNELS = 16
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which linears to take.
-
-    Attributes:
-        include: shell patterns on node and weight names; empty takes all.
-        exclude: shell patterns on node and weight names; wins over `include`.
-        heads: also take layers that produce a graph output.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    heads: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 2. One `MicroMixLinear` reads the group's input; a Transpose stands before it where the layer had
    transA.
 3. Where the group has several layers, a Split along the last axis gives each its output.
-4. The packed constants are declared as external data of `PACKED`; the packer writes them later,
+4. The packed constants are declared (`pending.declare`); the packer writes them later,
    so that the graph is finished before any weight is read.
 5. The operator's function is added to the model, and the graph's inputs and outputs are as before.
 6. Whatever is not replaced stays as it was, byte for byte. graphsurgeon knows neither every type
@@ -26,12 +26,10 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from mmcompile import ops
 from mmcompile.errors import MMCompileError
+from mmcompile.model.passes.pending import declare
 from mmcompile.model.sites import SiteGroup
 from mmcompile.model.walk import all_graphs, all_nodes
 from mmcompile.plan import SCALE_WORD, GroupPlan
-
-PACKED = "mmcompile.packed"
-"""Location of tensors that are declared here and written by the packer."""
 
 TRANSPOSE, SPLIT = ".transpose", ".split"
 """What the names of the nodes around a `MicroMixLinear` add to its own."""
@@ -44,6 +42,11 @@ def packed_names(group: str) -> tuple[str, str, str, str]:
     """Names of a group's order, weight, scales and bias constants; models have no such names."""
     order, weight, scales, bias = (f"mmcompile.{field.name}.{group}" for field in ops.INPUTS[1:])
     return order, weight, scales, bias
+
+
+def inner_names(group: str) -> tuple[str, str]:
+    """Names of the tensors between a `MicroMixLinear` and its Transpose and Split."""
+    return f"mmcompile.x.{group}", f"mmcompile.y.{group}"
 
 
 def rewrite_linears(
@@ -84,8 +87,9 @@ def _replace(
 ) -> None:
     first = sites.sites[0]
     x = tensors[first.input]
+    inner_x, inner_y = inner_names(plan.name)
     if first.transpose_input:
-        upright = gs.Variable(f"mmcompile.x.{plan.name}", dtype=x.dtype)
+        upright = gs.Variable(inner_x, dtype=x.dtype)
         graph.nodes.append(
             gs.Node("Transpose", plan.name + TRANSPOSE, {"perm": [1, 0]}, [x], [upright])
         )
@@ -97,12 +101,12 @@ def _replace(
                 nodes[name].outputs.clear()
     merged = outputs[0]
     if len(outputs) > 1:
-        merged = gs.Variable(f"mmcompile.y.{plan.name}", dtype=outputs[0].dtype)
+        merged = gs.Variable(inner_y, dtype=outputs[0].dtype)
         sizes = gs.Constant(f"mmcompile.sizes.{plan.name}", np.array(plan.out_channels, np.int64))
         split = gs.Node("Split", plan.name + SPLIT, {"axis": -1}, [merged, sizes], outputs)
         graph.nodes.append(split)
     constants = [
-        gs.Constant(name, LazyValues(_declare(name, elem_type, shape)))
+        gs.Constant(name, LazyValues(declare(name, elem_type, shape)))
         for name, (elem_type, shape) in zip(
             packed_names(plan.name), _constant_types(plan), strict=True
         )
@@ -126,13 +130,6 @@ def _constant_types(plan: GroupPlan) -> tuple[tuple[int, list[int]], ...]:
         (TensorProto.INT8, [plan.scale_words, rows, SCALE_WORD]),
         (TensorProto.FLOAT, [rows]),
     )
-
-
-def _declare(name: str, elem_type: int, shape: Sequence[int]) -> onnx.TensorProto:
-    tensor = TensorProto(name=name, data_type=elem_type, dims=shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value=PACKED)
-    return tensor
 
 
 def _topology(skeleton: onnx.ModelProto) -> onnx.ModelProto:

@@ -89,8 +89,15 @@ typedef struct MmcDevice {
 } MmcDevice;
 
 /* Loads the kernels on a GPU and sets their attributes; MMC_UNSUPPORTED where there are none for
- * it. The caller's current device is as before. */
+ * it. They are loaded into the caller's current context where that is one of this GPU, else into
+ * the GPU's primary context; the caller's context and device are as before. A program that runs
+ * layers in several contexts opens the device in each. */
 MmcStatus mmc_device_open(int32_t ordinal, MmcDevice* device, MmcError* error);
+
+/* The largest GPU that the library was compiled for; needs no GPU. For plans that are made on
+ * another machine: a workspace that suffices for it suffices for all that the library serves.
+ * Nothing runs on it, and its ordinal is -1. */
+void mmc_largest_device(MmcDevice* device);
 
 /* Bytes of workspace, aligned to 256, that suffice for every tactic and every number of rows from
  * 0 to `rows`. */
@@ -110,13 +117,13 @@ typedef struct MmcArguments {
   int64_t rows; /* M, 0..MMC_MAX_ROWS */
   int32_t x_type;
   int32_t y_type;       /* also of the residual */
-  const void* x;        /* [M, K] */
+  const void* x;        /* [M, K]; x, residual and y at any element */
   const int32_t* order; /* [K_pad], 16-byte aligned; entries outside 0..K-1 mean zero */
   const void* weight;   /* 16-byte aligned */
   const void* scales;   /* [words, N, 4]; 4-byte aligned, as is bias */
   const float* bias;    /* [N], or NULL */
   const void* residual; /* [M, N], or NULL; may be y itself */
-  void* y;              /* [M, N]; 8-byte aligned */
+  void* y;              /* [M, N] */
   void* workspace;      /* 256-byte aligned; its contents are scratch */
   size_t workspace_bytes;
   void* stream; /* cudaStream_t */

@@ -5,11 +5,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mmcompile.calib.gradient import collect_gradients, differentiate
+from mmcompile.calib.execution import Execution
+from mmcompile.calib.gradient import Draw, collect_gradients, differentiate
 from mmcompile.calib.instrument import WatchedTensor
 from mmcompile.data.dataset import CalibrationData, InputSpec
-from mmcompile.model import load_model
-from mmcompile.progress import Silent
+from mmcompile.model.source import load_model
 from tests.models import weight
 
 VOCABULARY, K, N = 40, 64, 32
@@ -56,17 +56,17 @@ def sample(mask, seed=0):
     return {"input_ids": ids * real, "attention_mask": real}
 
 
-def collected(samples, folder, model=None, wanted=WANTED, activations=ACTIVATIONS, **options):
+def collected(
+    samples, folder, model=None, wanted=WANTED, activations=ACTIVATIONS, *, seed=0, **draw
+):
     path = folder / "model.onnx"
     onnx.save(model or token_model(), path)
     source = load_model(path)
     assert source.weights.ref("W")
     graph = differentiate(source.proto, wanted, [watched.name for watched in activations])
     data = CalibrationData("test data", True, len(samples), lambda: iter(samples))
-    rows = collect_gradients(
-        source, source.proto, graph, activations, data, SPECS, Silent(), **options
-    )
-    return list(rows)
+    execution = Execution(source, source.proto, SPECS, seed)
+    return list(collect_gradients(execution, graph, activations, data, Draw(**draw)))
 
 
 def consistent(found):
@@ -89,7 +89,7 @@ def consistent(found):
 @pytest.mark.parametrize(("limit", "expected"), [(32, 9), (4, 4)])
 def test_rows_belong_together(tmp_path, limit, expected):
     consistent.tokens = 9
-    (found,) = collected([sample("111111111000")], tmp_path, rows_per_sample=limit, directions=3)
+    (found,) = collected([sample("111111111000")], tmp_path, rows=limit, directions=3)
     assert found.gradients["logits"].shape == (3, expected, N)
     assert found.gradients["pooler"].shape == (3, 1, N)
     assert found.activations["pooled"].shape == (1, K)
@@ -119,7 +119,7 @@ def test_directions_are_standard_normal_and_zero_on_padding(tmp_path):
     # 256000 numbers: the mean is within 5/√256000 = 0.01, the variance within 5·√(2/256000).
     assert abs(values.mean()) < 0.01
     assert abs(values.var() - 1) < 0.014
-    (found,) = collected([sample("1011")], tmp_path, wanted=["logits"], rows_per_sample=4)
+    (found,) = collected([sample("1011")], tmp_path, wanted=["logits"], rows=4)
     assert found.gradients["logits"].shape == (1, 3, N)
 
 
@@ -134,7 +134,7 @@ def test_padding_weighs_nothing(tmp_path):
     model.graph.initializer.append(numpy_helper.from_array(np.array(-1), "last"))
     model.graph.output[0].name = "out"
     (found,) = collected(
-        [sample("1101")], tmp_path, model, ["logits", "out"], (), rows_per_sample=9, directions=2
+        [sample("1101")], tmp_path, model, ["logits", "out"], (), rows=9, directions=2
     )
     # The gradient of a cumulative sum is the sum from the end; token 2 is masked.
     direct = found.gradients["out"]
@@ -144,7 +144,7 @@ def test_padding_weighs_nothing(tmp_path):
 
 def test_same_data_same_rows(tmp_path):
     samples = [sample("11111111", seed) for seed in range(3)]
-    options = {"rows_per_sample": 3, "directions": 2}
+    options = {"rows": 3, "directions": 2}
     forward = collected(samples, tmp_path, **options)
     backward = collected(samples[::-1], tmp_path, **options)
     assert [found.number for found in forward] == [0, 1, 2]

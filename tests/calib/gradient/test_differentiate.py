@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile.calib.gradient import differentiate
 from mmcompile.calib.gradient.table import FLAT, RULES
-from mmcompile.model import load_model
+from mmcompile.model.source import load_model
 from mmcompile.ops import MAX_OPSET
 from tests.models import LINEAR_MODELS, linear_model, weight
 

@@ -8,7 +8,7 @@ Nothing of TensorRT is imported before `load` is called.
 from mmcompile.backends.engines.api.library import (
     MISSING,
     TensorRT,
-    check_release,
+    installed_version,
     load,
     load_plugin,
 )
@@ -30,11 +30,11 @@ __all__ = [
     "Message",
     "Network",
     "TensorRT",
-    "check_release",
     "deserialize",
     "engine_interface",
     "engine_profiles",
     "inspection",
+    "installed_version",
     "load",
     "load_plugin",
     "parse",

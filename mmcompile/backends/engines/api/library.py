@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmcompile.backends.engines.messages import Message, last_error
-from mmcompile.backends.engines.product import Product
+from mmcompile.backends.engines.product import Product, importable, version_of
 from mmcompile.errors import EnvironmentProblem
 
 MISSING = "tensorrt-missing"
@@ -41,12 +42,29 @@ class TensorRT:
         return f"{self.product.title} {self.version}"
 
 
-def load(product: Product, *, smaller: bool = False) -> TensorRT:
+def installed_version(product: Product) -> str:
+    """Version of a product that is installed; one that can end the process is not imported.
+
+    Raises:
+        EnvironmentProblem: it is not installed, cannot be imported, or its release is not
+            supported.
+    """
+    version = version_of(product.distributions) if product.isolated else None
+    if version is None:
+        return load(product).version
+    if not importable(product.module):
+        raise _missing(product)
+    check_release(product, version)
+    return version
+
+
+def load(product: Product, *, smaller: bool = False, echo: bool = False) -> TensorRT:
     """Imports a product.
 
     Args:
         product: the product.
         smaller: one of its smaller runtimes will do.
+        echo: also print errors, for those who find the process dead.
 
     Raises:
         EnvironmentProblem: it is not installed, cannot be imported, or its release is not
@@ -66,9 +84,13 @@ def load(product: Product, *, smaller: bool = False) -> TensorRT:
             continue
         check_release(product, version)
         messages: list[Message] = []
-        return TensorRT(product, module, version, _logger(module, messages), messages)
-    reason = "; ".join(problems) or f"{product.title} is not installed here"
-    raise EnvironmentProblem(MISSING, product.title, reason, product.install)
+        return TensorRT(product, module, version, _logger(module, messages, echo), messages)
+    raise _missing(product, "; ".join(problems))
+
+
+def _missing(product: Product, reason: str = "") -> EnvironmentProblem:
+    reason = reason or f"{product.title} is not installed here"
+    return EnvironmentProblem(MISSING, product.title, reason, product.install)
 
 
 def check_release(product: Product, version: str) -> None:
@@ -84,7 +106,7 @@ def check_release(product: Product, version: str) -> None:
         raise EnvironmentProblem(code, title, reason, product.install)
 
 
-def _logger(module: Any, messages: list[Message]) -> Any:
+def _logger(module: Any, messages: list[Message], echo: bool) -> Any:
     class Logger(module.ILogger):  # type: ignore[misc]
         """Keeps warnings and errors.
 
@@ -98,6 +120,8 @@ def _logger(module: Any, messages: list[Message]) -> Any:
         def log(self, severity: Any, text: str) -> None:
             if int(severity) <= _WARNING:
                 messages.append(Message(int(severity), text))
+            if echo and int(severity) < _WARNING:
+                os.write(2, f"{text}\n".encode(errors="replace"))
 
     return Logger()
 

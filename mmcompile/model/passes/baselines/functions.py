@@ -24,8 +24,9 @@ import onnx
 import onnx.parser
 from onnx import helper
 
-from mmcompile.formats import E2M1, E8M0_SCALES, element_table
-from mmcompile.model.passes.baselines.constants import small
+from mmcompile.formats import E2M1
+from mmcompile.model.passes.pending import small
+from mmcompile.quantize import E8M0_SCALES, element_table
 
 TRT = "trt"
 """Domain of TensorRT's operators in exports of NVIDIA's tools; the importer looks at names only."""

@@ -25,11 +25,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from mmcompile.errors import UsageError
-from mmcompile.model import SourceModel
-from mmcompile.model.passes.baselines.constants import Pending
 from mmcompile.model.passes.baselines.kinds import Kind
 from mmcompile.model.passes.baselines.operands import ZERO_POINT, Added, Operands
+from mmcompile.model.passes.pending import Pending
 from mmcompile.model.sites import SiteGroup
+from mmcompile.model.source import SourceModel
 from mmcompile.plan import LeftAlone
 
 MAX_BLOCK_RANK = 3
@@ -43,45 +43,57 @@ class Quantized:
     left_alone: tuple[LeftAlone, ...]
 
 
+@dataclass(frozen=True)
+class HalfModel:
+    """A skeleton that computes in float16, and what is known of it.
+
+    Attributes:
+        model: the skeleton, which is changed in place.
+        source: where the weights lie.
+        pending: receives new weights.
+        ranks: number of dimensions of the groups' inputs, where known.
+        half_types: the original's element types that are float16 now.
+    """
+
+    model: onnx.ModelProto
+    source: SourceModel
+    pending: Pending
+    ranks: Mapping[str, int]
+    half_types: frozenset[int]
+
+
 def quantize_linears(
-    model: onnx.ModelProto,
-    source: SourceModel,
+    half: HalfModel,
     groups: Sequence[SiteGroup],
     amax: Mapping[str, float],
     kind: Kind,
-    pending: Pending,
-    ranks: Mapping[str, int],
-    half_types: frozenset[int],
     *,
     per_channel: bool = False,
 ) -> Quantized:
     """Quantizes the linears of a skeleton, in place.
 
     Args:
-        model: the skeleton; computes in float16.
-        source: where the weights lie.
+        half: the skeleton.
         groups: the linears.
         amax: largest |x| that calibration saw, by tensor name.
         kind: fp8, mxfp8 or nvfp4.
-        pending: receives the weights.
-        ranks: number of dimensions of the groups' inputs, where known.
-        half_types: the original's element types that are float16 now.
         per_channel: one FP8 weight scale per output channel instead of one per weight.
 
     Raises:
         UsageError: calibration has not seen a group's input.
         UnsupportedModelError: a weight holds NaN or infinity.
     """
+    model = half.model
     nodes = {node.name: node for node in model.graph.node}
     added = Added({}, [])
     done: list[str] = []
     left: list[LeftAlone] = []
     for group in groups:
-        reason = _obstacle(group, kind, ranks.get(group.input), half_types)
+        reason = _obstacle(group, kind, half.ranks.get(group.input), half.half_types)
         if reason:
             left.extend(LeftAlone(site.node, reason[0], reason[1]) for site in group.sites)
             continue
-        operands = Operands(group, nodes, source, pending, added, per_channel)
+        operands = Operands(group, nodes, half.source, half.pending, added, per_channel)
         operands.quantize(kind, _seen(group, amax))
         done.extend(site.node for site in group.sites)
     if kind.name == "fp8" and done:

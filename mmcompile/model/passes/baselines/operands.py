@@ -10,8 +10,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from mmcompile.model import SourceModel
-from mmcompile.model.passes.baselines.constants import AnyArray, Pending, declare, small
 from mmcompile.model.passes.baselines.functions import (
     FP4_QUANTIZE,
     MXFP8_DEQUANTIZE,
@@ -25,7 +23,9 @@ from mmcompile.model.passes.baselines.weights import (
     fp8_scale,
     nvfp4_global_scale,
 )
+from mmcompile.model.passes.pending import AnyArray, Pending, declare, small
 from mmcompile.model.sites import LinearSite, SiteGroup
+from mmcompile.model.source import SourceModel
 
 PREFIX = "mmcompile.baseline."
 """What the names of added nodes and tensors begin with."""
@@ -105,7 +105,7 @@ class Operands:
         shape_ = (channels, count) if channels_first else (count, channels)
         codes = self._declare(site, "weight", _E4M3, shape_)
         full = half.astype(np.float32)
-        self._pending.made[codes] = lambda: weight.fp8(full, channels_first=channels_first)
+        self._pending.made[codes] = lambda: [weight.fp8(full, channels_first=channels_first)]
         axis: dict[str, Any] = {"axis": int(channels_first)} if self._per_channel else {}
         inputs = [codes, scale, zero]
         return self._node("DequantizeLinear", inputs, "weight.dequantized", site, **axis)
@@ -174,13 +174,13 @@ class Operands:
         """Two constants of one computation; the second is asked for after the first."""
         kept: list[AnyArray] = []
 
-        def codes() -> AnyArray:
+        def codes() -> list[AnyArray]:
             one, other = make()
             kept.append(other)
-            return one
+            return [one]
 
         self._pending.made[first] = codes
-        self._pending.made[second] = kept.pop
+        self._pending.made[second] = lambda: [kept.pop()]
 
     def _name(self, site: LinearSite | None, what: str) -> str:
         return f"{PREFIX}{what}.{site.node if site else self._group.name}"

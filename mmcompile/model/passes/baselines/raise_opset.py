@@ -16,9 +16,9 @@ import onnx
 from onnx import defs
 
 from mmcompile.errors import UnsupportedModelError
+from mmcompile.model.opsets import STANDARD, opset_of
 from mmcompile.model.walk import all_graphs
 
-STANDARD = ("", "ai.onnx")
 CHANGED = {
     "AveragePool": (19, "the window that ceil_mode adds counts differently"),
     "GridSample": (20, "its modes have other names"),
@@ -28,11 +28,6 @@ CHANGED = {
 """Operators whose meaning changed though their signature may not show it: since when, and how
 (onnx, docs/Changelog.md)."""
 _ANY = (defs.OpSchema.AttrType.GRAPH, defs.OpSchema.AttrType.GRAPHS)
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    """The version of the standard domain."""
-    return next(int(entry.version) for entry in model.opset_import if entry.domain in STANDARD)
 
 
 def raise_opset(model: onnx.ModelProto, version: int) -> bool:

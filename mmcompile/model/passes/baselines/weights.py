@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mmcompile.errors import UnsupportedModelError
-from mmcompile.formats import E2M1, E4M3, encode_elements, mx_scale_bytes
-from mmcompile.model import SourceModel
+from mmcompile.formats import E2M1, E4M3
 from mmcompile.model.sites import LinearSite
+from mmcompile.model.source import SourceModel
+from mmcompile.quantize import encode_elements, mx_scale_bytes
 
 Bytes = npt.NDArray[np.uint8]
 _CHUNK = 2 * 2**20

@@ -10,9 +10,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from mmcompile.model import ModelWriter, SourceModel
 from mmcompile.model.check import check_operators
-from mmcompile.model.passes.baselines.constants import Pending
+from mmcompile.model.opsets import opset_of
 from mmcompile.model.passes.baselines.functions import (
     FP4_DEQUANTIZE,
     FP4_QUANTIZE,
@@ -21,13 +20,18 @@ from mmcompile.model.passes.baselines.functions import (
     TRT,
     function_protos,
 )
-from mmcompile.model.passes.baselines.half import infer_types, to_half
 from mmcompile.model.passes.baselines.kinds import Kind, baseline_kind
-from mmcompile.model.passes.baselines.linears import quantize_linears
-from mmcompile.model.passes.baselines.raise_opset import opset_of, raise_opset
-from mmcompile.model.sites import SiteGroup
-from mmcompile.model.tensors import is_external
+from mmcompile.model.passes.baselines.linears import HalfModel, quantize_linears
+from mmcompile.model.passes.baselines.raise_opset import raise_opset
+from mmcompile.model.passes.half import main_type, to_half
+from mmcompile.model.passes.half_rules import Halving
+from mmcompile.model.passes.half_types import FP16
+from mmcompile.model.passes.infer_types import infer_types
+from mmcompile.model.passes.pending import Pending, write_weights
+from mmcompile.model.sites import LinearSite, SiteGroup
+from mmcompile.model.source import SourceModel
 from mmcompile.model.walk import all_graphs
+from mmcompile.model.writer import ModelWriter
 from mmcompile.output import DATA_FILE, MODEL_FILE, StagedOutput, disk_errors
 from mmcompile.plan import LeftAlone
 
@@ -99,30 +103,23 @@ def write_baseline(
         pending.notes.append(f"opset {before} raised to {found.min_opset}: all operators agree")
     model.ir_version = max(model.ir_version, found.min_ir)
     sites = [site for group in groups for site in group.sites]
-    half_types = to_half(model, source, sites, pending)
+    half_types = _halve(model, source, sites, pending)
     quantized: tuple[str, ...] = ()
     left: tuple[LeftAlone, ...] = ()
     if found.is_quantized:
         if not found.needs_data:
             amax = dict.fromkeys((group.input for group in groups), 0.0)  # scales are dynamic
-        result = quantize_linears(
-            model,
-            source,
-            groups,
-            amax,
-            found,
-            pending,
-            ranks,
-            half_types,
-            per_channel=per_channel,
-        )
+        half = HalfModel(model, source, pending, ranks, half_types)
+        result = quantize_linears(half, groups, amax, found, per_channel=per_channel)
         quantized, left = result.nodes, result.left_alone
         if any(node.domain == TRT for node in model.graph.node):
             model.opset_import.append(helper.make_opsetid(TRT, 1))
     _prune(model, pending)
     check_operators(model, source.path)
     with StagedOutput(folder, protect=source.files) as stage:
-        _write(model, source, pending, stage.folder)
+        with ModelWriter(stage.folder) as writer:
+            write_weights(writer, model, source, pending)
+            writer.finish(model)
         runnable = _runnable(model, found, stage.folder)
         files = stage.commit()
     written = {file.name for file in files}
@@ -143,6 +140,21 @@ def write_baseline(
         left_alone=left,
         notes=tuple(pending.notes),
     )
+
+
+def _halve(
+    model: onnx.ModelProto, source: SourceModel, sites: Sequence[LinearSite], pending: Pending
+) -> frozenset[int]:
+    """Turns a skeleton into float16, in place; the original's types that are float16 now."""
+    narrow = main_type(sites)
+    if narrow == FP16.elem_type:
+        pending.notes.append("the model computes in float16 and was left as it is")
+    else:
+        names = frozenset(site.node for site in sites)
+        found = to_half(model, source, Halving(FP16, narrow, names), pending)
+        kept = found.islands.total()
+        pending.notes.append(f"{kept} of {found.nodes} nodes stay in float32 (half_rules)")
+    return frozenset((narrow, FP16.elem_type))
 
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:
@@ -185,20 +197,6 @@ def _replace(field: Any, items: list[Any]) -> None:
 def _reads(graph: onnx.GraphProto) -> list[str]:
     names = [value.name for value in graph.output]
     return names + [name for node in graph.node for name in node.input]
-
-
-def _write(model: onnx.ModelProto, source: SourceModel, pending: Pending, folder: Path) -> None:
-    """Writes constants, one after the other, and the graph."""
-    with ModelWriter(folder) as writer:
-        for tensor in model.graph.initializer:
-            make = pending.made.get(tensor.name)
-            if make is not None:
-                writer.add(tensor.name, make())
-            elif is_external(tensor):
-                reference = source.weights.ref(tensor.name)
-                if reference is not None:
-                    writer.copy(reference)
-        writer.finish(model)
 
 
 def _runnable(model: onnx.ModelProto, kind: Kind, folder: Path) -> bool:

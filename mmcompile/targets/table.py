@@ -1,68 +1,17 @@
-"""What is known of single GPUs, as data: every figure with where it was read.
+"""What is known of GPUs, as data: every figure with where it was read, and nothing elsewhere.
 
 A figure that is not known is None. Instruction rates are FLOP (two per multiply-add) per
-multiprocessor and clock, dense, accumulating in fp32:
-
-    fp16    fp16 and bf16 operands
-    fp8     E4M3 operands without block scales
-    block8  E4M3 operands with block scales: MXFP8, and 6-bit elements widened to E4M3
-    block4  E2M1 operands with block scales: MXFP4 and NVFP4
+multiprocessor and clock, dense, accumulating in fp32; `target.Kind` names the instructions.
 
 None of them was measured by this project; `mmcompile doctor --selftest` measures them on the GPU
-that it runs on.
+that it runs on. To add a GPU, add an entry to `GPUS`; an architecture, to `TARGETS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
 
-from mmcompile.errors import UsageError
-
-
-class Figure(NamedTuple):
-    """A number and the document that it stands in."""
-
-    value: float
-    source: str
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU model.
-
-    Attributes:
-        name: what users type, e.g. `rtx5090`.
-        title: its full name.
-        architecture: compute capability, e.g. 120.
-        multiprocessors: SMs.
-        clock: boost clock, Hz.
-        bandwidth: of its memory, bytes per second.
-        memory: bytes.
-        l2: bytes of the L2 cache.
-        rates: FLOP per multiprocessor and clock, by kind of instruction; missing kinds do not
-            exist on this GPU.
-    """
-
-    name: str
-    title: str
-    architecture: int
-    multiprocessors: Figure
-    clock: Figure | None
-    bandwidth: Figure | None
-    memory: Figure | None
-    l2: Figure | None
-    rates: Mapping[str, Figure]
-
-    def flops(self, kind: str) -> float | None:
-        """FLOP per second of the whole GPU at its boost clock; None where it cannot be said."""
-        rate = self.rates.get(kind)
-        if rate is None or self.clock is None:
-            return None
-        return rate.value * self.multiprocessors.value * self.clock.value
-
+from mmcompile.targets.target import Figure, Gpu, Kernels, Kind, Target
 
 _RTX = "NVIDIA RTX Blackwell GPU Architecture whitepaper"
 _5090 = "pocketmags.com, Linux Format, May 2025, RTX 5090"
@@ -72,6 +21,7 @@ _SPARK = "dgx-spark.warehack.ing/hardware"
 _H100 = "glennklockwood.com/garden/processors/h100, after NVIDIA's H100 whitepaper"
 _H200 = "saulelectric.com/nvidia-h200.html, after NVIDIA's H200 datasheet"
 _HOPPER = "github.com/NVIDIA/cudnn-frontend/pull/650"
+_B200 = "NVIDIA Blackwell architecture brief: B200, dense, 2.25 PFLOP/s of FP16; from memory"
 _LAPTOP = "nvidia.com/geforce/laptops/50-series, specifications; quoted from memory"
 _HALVED = (
     "measured on an RTX 5060 Ti at 51 TFLOP/s for 36 SMs: "
@@ -101,36 +51,44 @@ _SPARK16 = (
 
 _GEFORCE_RATES = MappingProxyType(
     {
-        "fp16": Figure(512, _HALVED),
-        "fp8": Figure(1024, _PLAIN8),
-        "block8": Figure(2048, _BLOCK8),
-        "block4": Figure(4096, _BLOCK4),
+        Kind.FP16: Figure(512, _HALVED),
+        Kind.FP8: Figure(1024, _PLAIN8),
+        Kind.BLOCK8: Figure(2048, _BLOCK8),
+        Kind.BLOCK4: Figure(4096, _BLOCK4),
     }
 )
 _FAMILY = "; the same tensor cores as GeForce's, assumed"
 _PRO_RATES = MappingProxyType(
     {
-        "fp16": Figure(1024, _FULL16),
-        "fp8": Figure(2048, f"{_PRO}: FP8 with fp32 sums at twice FP16"),
-        "block8": Figure(2048, _BLOCK8 + _FAMILY),
-        "block4": Figure(4096, _BLOCK4 + _FAMILY),
+        Kind.FP16: Figure(1024, _FULL16),
+        Kind.FP8: Figure(2048, f"{_PRO}: FP8 with fp32 sums at twice FP16"),
+        Kind.BLOCK8: Figure(2048, _BLOCK8 + _FAMILY),
+        Kind.BLOCK4: Figure(4096, _BLOCK4 + _FAMILY),
     }
 )
 _SPARK_RATES = MappingProxyType(
     {
-        "fp16": Figure(1024, _SPARK16),
-        "fp8": Figure(2048, "twice FP16, as on RTX PRO; assumed"),
-        "block8": Figure(2048, _BLOCK8 + _FAMILY),
-        "block4": Figure(4096, f"{_SPARK}: 1 PFLOP of FP4 with sparsity, 500 TFLOP/s dense"),
+        Kind.FP16: Figure(1024, _SPARK16),
+        Kind.FP8: Figure(2048, "twice FP16, as on RTX PRO; assumed"),
+        Kind.BLOCK8: Figure(2048, _BLOCK8 + _FAMILY),
+        Kind.BLOCK4: Figure(4096, f"{_SPARK}: 1 PFLOP of FP4 with sparsity, 500 TFLOP/s dense"),
     }
 )
 _HOPPER_RATES = MappingProxyType(
     {
-        "fp16": Figure(4096, _HOPPER),
-        "fp8": Figure(8192, _HOPPER),
+        Kind.FP16: Figure(4096, _HOPPER),
+        Kind.FP8: Figure(8192, _HOPPER),
     }
 )
 """Hopper multiplies no block-scaled operands; the portable kernels use its fp16 instructions."""
+_B200_RATES = MappingProxyType(
+    {
+        Kind.FP16: Figure(8192, _B200),
+        Kind.FP8: Figure(16384, f"{_B200}; FP8 at twice FP16"),
+        Kind.BLOCK8: Figure(16384, f"{_B200}; tcgen05 kind::mxf8f6f4 at the rate of FP8"),
+        Kind.BLOCK4: Figure(32768, f"{_B200}; tcgen05 kind::mxf4nvf4 at twice FP8"),
+    }
+)
 
 GPUS = (
     Gpu(
@@ -217,41 +175,43 @@ GPUS = (
 )
 """In the order in which they are listed."""
 
+TARGETS = (
+    Target(
+        "sm_120",
+        "GeForce RTX 50",
+        Kernels.NATIVE,
+        _GEFORCE_RATES,
+        ("rtx5090", "rtx5080", "rtx5070ti", "rtx5070tilaptop", "rtx5070", "rtx5060ti", "rtx5060"),
+    ),
+    Target("sm_120", "RTX PRO Blackwell", Kernels.NATIVE, _PRO_RATES, ("rtxpro6000",)),
+    Target("sm_121", "DGX Spark (GB10)", Kernels.NATIVE, _SPARK_RATES, ("dgxspark", "gb10")),
+    Target("sm_100", "Blackwell B200", Kernels.NONE, _B200_RATES, ("b200", "gb200")),
+    Target(
+        "sm_90",
+        "Hopper, portable kernels",
+        Kernels.PORTABLE,
+        _HOPPER_RATES,
+        ("h100", "h200", "gh200"),
+    ),
+    Target(
+        "sm_89",
+        "Ada, portable kernels",
+        Kernels.PORTABLE,
+        MappingProxyType({}),
+        ("rtx4090", "rtx4080", "l4", "l40", "l40s"),
+    ),
+    Target(
+        "sm_80",
+        "Ampere A100, portable kernels",
+        Kernels.PORTABLE,
+        MappingProxyType({}),
+        ("a100", "a30"),
+    ),
+)
+"""Blackwell natively; older GPUs through the portable implementation of the same mathematics. An
+architecture's own name stands for the first of its entries."""
 
-def plain_name(name: str) -> str:
-    """A GPU's name without what people type differently: case, spaces, vendor."""
-    wanted = "".join(name.lower().split()).replace("-", "").replace("_", "")
-    return wanted.removeprefix("nvidia").removeprefix("geforce")
-
-
-def parse_gpu(name: str) -> Gpu:
-    """The GPU of that name, as users type it.
-
-    Raises:
-        UsageError: unknown, or a family of GPUs that differ in their numbers; lists the known.
-    """
-    wanted = plain_name(name)
-    wanted = {"gb10": "dgxspark", "h100sxm": "h100", "h200sxm": "h200"}.get(wanted, wanted)
-    for gpu in GPUS:
-        if wanted == gpu.name:
-            return gpu
-    known = ", ".join(gpu.name for gpu in GPUS)
-    reason = f"there are no figures of '{name}'"
-    if wanted.startswith("sm"):
-        reason = f"'{name}' is a family; its GPUs differ in multiprocessors and bandwidth"
-    raise UsageError("unknown-gpu-model", "--gpu", reason, f"use one of {known}")
-
-
-def identify_gpu(reported: str) -> Gpu | None:
-    """The GPU that a driver calls so, e.g. `NVIDIA H100 80GB HBM3`; None where it is not known.
-
-    Only whole names count: an `RTX 5090 Laptop GPU` or an `H100 PCIe` is another product.
-    """
-    found = _REPORTED.get(plain_name(reported))
-    return next((gpu for gpu in GPUS if gpu.name == found), None)
-
-
-_REPORTED = {
+REPORTED = {
     "rtx5090": "rtx5090",
     "rtx5080": "rtx5080",
     "rtx5070tilaptopgpu": "rtx5070tilaptop",
@@ -260,4 +220,4 @@ _REPORTED = {
     "h10080gbhbm3": "h100",
     "h200": "h200",
 }
-"""What drivers report, as `plain_name` writes it."""
+"""What drivers report, as `names.plain_name` writes it."""

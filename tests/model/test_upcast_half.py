@@ -4,9 +4,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mmcompile.model import load_model
-from mmcompile.model.passes.upcast_bfloat16 import upcast_bfloat16, uses_bfloat16
+from mmcompile.model.passes.upcast_half import upcast_half, uses_bfloat16
 from mmcompile.model.session import open_session
+from mmcompile.model.source import load_model
 from tests import models
 from tests.compiling import run
 from tests.models import K, N, weight
@@ -83,7 +83,7 @@ def rich_model():
 
 
 def test_upcast_model_computes_in_float():
-    upcast = upcast_bfloat16(rich_model())
+    upcast = upcast_half(rich_model())
     onnx.checker.check_model(upcast, full_check=True)
     x = weight(5, K, seed=3)
     for on, shift in ((True, 3.0), (False, -5.0)):
@@ -98,11 +98,11 @@ def test_upcast_model_computes_in_float():
 
 
 def test_nothing_of_bfloat16_is_left_but_the_weights():
-    upcast = upcast_bfloat16(rich_model())
+    upcast = upcast_half(rich_model())
     weights = {tensor.name: tensor for tensor in upcast.graph.initializer}
     assert weights.keys() == {"W.bfloat16", "b.bfloat16", "g.bfloat16", "square"}
     np.testing.assert_array_equal(numpy_helper.to_array(weights["W.bfloat16"]), W)
-    bare = upcast_bfloat16(rich_model())
+    bare = upcast_half(rich_model())
     for graph in (bare.graph, *(a.g for n in bare.graph.node for a in n.attribute)):
         del graph.initializer[:]
     text = onnx.printer.to_text(bare)
@@ -117,13 +117,13 @@ def test_nothing_of_bfloat16_is_left_but_the_weights():
 def test_original_stays_as_it_was():
     model = rich_model()
     before = model.SerializeToString(deterministic=True)
-    upcast_bfloat16(model)
+    upcast_half(model)
     assert model.SerializeToString(deterministic=True) == before
 
 
 def test_nodes_and_tensors_keep_their_names():
     model = models.typed("bf16")
-    upcast = upcast_bfloat16(model)
+    upcast = upcast_half(model)
     assert [n.name for n in upcast.graph.node] == ["upcast.W", "upcast.b", "linear", "bias"]
     assert [list(n.input) for n in upcast.graph.node[2:]] == [["x", "W"], ["h", "b"]]
     assert upcast.graph.input[0].type.tensor_type.elem_type == F32
@@ -136,7 +136,7 @@ def test_nodes_and_tensors_keep_their_names():
 def test_weights_on_disk_are_not_read(tmp_path):
     onnx.save(models.typed("bf16"), tmp_path / "model.onnx")
     source = load_model(tmp_path / "model.onnx")
-    upcast = upcast_bfloat16(source.proto)
+    upcast = upcast_half(source.proto)
     (stored,) = (t for t in upcast.graph.initializer if t.name == "W.bfloat16")
     assert stored.data_location == TensorProto.EXTERNAL
     assert not stored.raw_data
@@ -149,7 +149,7 @@ def test_weights_on_disk_are_not_read(tmp_path):
 def test_initializer_that_is_an_input_too_becomes_a_constant():
     model = models.typed("bf16")
     model.graph.input.append(info("W", [K, N]))
-    upcast = upcast_bfloat16(model)
+    upcast = upcast_half(model)
     onnx.checker.check_model(upcast, full_check=True)
     assert [value.name for value in upcast.graph.input] == ["x"]
 
@@ -159,7 +159,7 @@ def test_every_attribute_that_holds_a_type_is_changed(name):
     model = models.matmul()
     model.graph.node[0].attribute.append(helper.make_attribute(name, BF16))
     assert uses_bfloat16(model)
-    upcast = upcast_bfloat16(model)
+    upcast = upcast_half(model)
     assert upcast.graph.node[0].attribute[0].i == F32
     assert not uses_bfloat16(upcast)
 
@@ -168,7 +168,7 @@ def test_other_numbers_of_that_value_stay():
     model = models.matmul()
     model.graph.node[0].attribute.append(helper.make_attribute("axis", int(BF16)))
     assert not uses_bfloat16(model)
-    assert upcast_bfloat16(model).graph.node[0].attribute[0].i == BF16
+    assert upcast_half(model).graph.node[0].attribute[0].i == BF16
 
 
 def with_bfloat16(where):
@@ -208,3 +208,60 @@ def test_bfloat16_is_noticed_wherever_it_is(where):
 @pytest.mark.parametrize("variant", ["matmul_add", "fp16", "if", "cast_weight"])
 def test_other_models_are_not_taken_for_bfloat16(variant):
     assert not uses_bfloat16(models.LINEAR_MODELS[variant]())
+
+
+@pytest.mark.parametrize("brief", ["FLOAT16", "BFLOAT16"])
+def test_every_node_rounds_where_that_is_asked_for(brief):
+    elem_type = TensorProto.DataType.Value(brief)
+    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+    nodes = [
+        node("Cast", ["x"], ["a"], to=elem_type),
+        node("Transpose", ["a"], ["b"], perm=[1, 0]),
+        node("Mul", ["b", "c"], ["d"]),
+        node("Add", ["d", "d"], ["e"]),
+        node("Cast", ["e"], ["y"], to=F32),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [info("x", [3, 5], F32)],
+        [info("y", [5, 3], F32)],
+        [numpy_helper.from_array(np.float32([[1.2345]]).astype(dtype), "c")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    x = weight(3, 5)
+    c = np.float32(1.2345).astype(dtype).astype(np.float32)
+
+    def after(value):
+        return value.astype(dtype).astype(np.float32)
+
+    plain = x.T * c * 2
+    product = after(after(x.T) * c)
+    (y,) = run(upcast_half(model, elem_type, rounded=True), {"x": x})
+    np.testing.assert_array_equal(y, after(product + product))
+    (y,) = run(upcast_half(model, elem_type), {"x": x})
+    np.testing.assert_array_equal(y, plain)
+    exact = frozenset(("a", "d"))
+    (y,) = run(upcast_half(model, elem_type, rounded=True, exact=exact), {"x": x})
+    np.testing.assert_array_equal(y, after(plain))
+    assert np.abs(after(plain) - plain).max() > 0
+
+
+def test_exact_weights_are_read_as_they_are():
+    nodes = [
+        node("Cast", ["W"], ["narrow"], to=BF16),
+        node("Cast", ["x"], ["a"], to=BF16),
+        node("MatMul", ["a", "narrow"], ["m"]),
+        node("Cast", ["m"], ["y"], to=F32),
+    ]
+    values = [numpy_helper.from_array(weight(K, N), "W")]
+    graph = helper.make_graph(
+        nodes, "read", [info("x", ["m", K], F32)], [info("y", ["m", N], F32)], values
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    names = [n.name for n in upcast_half(model, rounded=True).graph.node]
+    assert "round.narrow" in names
+    read = upcast_half(model, rounded=True, exact=frozenset(("narrow", "m")))
+    assert [list(n.input) for n in read.graph.node if n.op_type == "MatMul"] == [["a", "W"]]
+    x = brain(weight(2, K, seed=1)).astype(np.float32)
+    np.testing.assert_allclose(run(read, {"x": x})[0], x @ weight(K, N), atol=1e-4)
