@@ -11,7 +11,6 @@ by exchanging functions of the compiler for the length of a measurement.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -24,10 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import models, plans
-from benchmarks.measure import environment, show
+from benchmarks.measure import environment
 from benchmarks.plans import MX_CLASSES, planned
 from benchmarks.policy import subjects
 from benchmarks.subjects import Subject, add_arguments, error_of
+from benchmarks.tables import command_line, show
 from mmcompile.calib import class_order, cost_plan
 from mmcompile.calib.gradient_rows import GradientSamples
 from mmcompile.effort import DAMPING, WORK, Effort, Weights
@@ -121,7 +121,7 @@ OF_THE_WEIGHTS = (
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     add_arguments(parser)
     parser.add_argument("--babyllama", help="folder of examples/babyllama/export.py")
     parser.add_argument("--only", choices=["minilm", "babyllama"])

@@ -28,7 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import models
-from benchmarks.measure import environment, show
+from benchmarks.measure import environment
+from benchmarks.tables import command_line, show
 from mmcompile.data.text import load_tokenizer
 from mmcompile.model.session import Purpose, open_session
 from mmcompile.pipeline.compile import compile_model
@@ -65,7 +66,7 @@ class Similarity:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--text", type=Path, help="tokenized WikiText, one paragraph per line")
     parser.add_argument("--paragraphs", type=int, default=96, help="to measure on")
     parser.add_argument("--max-length", type=int, default=128, help="tokens per paragraph")
@@ -75,7 +76,6 @@ def main() -> None:
     parser.add_argument(
         "--table", action="store_true", help="stock baselines, uniform formats and MicroMix only"
     )
-    parser.add_argument("--markdown", action="store_true", help="print the tables for docs")
     arguments = parser.parse_args()
     models.use_work_folder()
     print(environment())

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import accuracy, models
-from benchmarks.measure import show
+from benchmarks.tables import show
 from mmcompile.model.passes.baselines import write_baseline
 from mmcompile.model.passes.find_linears import Selection
 from mmcompile.pipeline.calibrate import calibrated, open_inputs

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks import models
-from benchmarks.measure import environment, show
+from benchmarks.measure import environment
 from benchmarks.outliers import Injection, inject
 from benchmarks.plans import (
     MX_CLASSES,
@@ -28,6 +28,7 @@ from benchmarks.plans import (
     with_e2m3,
 )
 from benchmarks.subjects import Subject, add_arguments, both_errors, minilm
+from benchmarks.tables import command_line, show
 from mmcompile.analysis.figures import speed_cost
 from mmcompile.plan import QuantPlan
 from mmcompile.policy.options import COST, UNIFORM, Policy
@@ -50,7 +51,7 @@ class Figures:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     add_arguments(parser)
     parser.add_argument("--seeds", type=int, default=2, help="injections to average over")
     parser.add_argument("--share", type=float, default=Injection.share, help="of the channels")

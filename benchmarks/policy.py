@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import models
-from benchmarks.measure import environment, show
+from benchmarks.measure import environment
 from benchmarks.plans import (
     MX_CLASSES,
     closest,
@@ -36,6 +36,7 @@ from benchmarks.plans import (
     with_e2m3,
 )
 from benchmarks.subjects import Subject, add_arguments, babyllama, both_errors, minilm
+from benchmarks.tables import command_line, show
 from mmcompile.analysis.figures import speed_cost
 from mmcompile.plan import QuantPlan
 from mmcompile.policy.options import COST, MICROMIX, UNIFORM, Policy
@@ -58,7 +59,7 @@ class Row:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     add_arguments(parser)
     parser.add_argument("--babyllama", type=Path, help="folder of examples/babyllama/export.py")
     parser.add_argument("--costs", type=float, nargs="*", default=COSTS, help="to compare at")

@@ -12,16 +12,16 @@ MicroMix's error; all have their weights rounded alike.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from benchmarks import models
-from benchmarks.measure import environment, show
+from benchmarks.measure import environment
 from benchmarks.plans import MX_CLASSES, planned, with_e2m3
 from benchmarks.subjects import Subject, add_output_arguments, error_of, small
+from benchmarks.tables import command_line, show
 from mmcompile.analysis.figures import speed_cost
 from mmcompile.effort import Weights
 from mmcompile.plan import QuantPlan
@@ -50,7 +50,7 @@ class Figures:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     add_output_arguments(parser)
     parser.add_argument("--seeds", type=int, default=3, help="models of each kind")
     parser.add_argument("--weights", type=Weights, choices=list(Weights), default=Weights.GPTQ)
