@@ -35,11 +35,6 @@ def planned(subject: Subject, policy: Policy, seed: int = 0) -> QuantPlan:
     return make_plan(prepared.groups, found, policy, prepared.source, prepared.left_alone)
 
 
-def forget() -> None:
-    """Measures damage anew from here on: the compiler has been changed."""
-    _measured.cache_clear()
-
-
 @functools.lru_cache(maxsize=16)
 def _measured(
     subject: Subject, policy: Policy, seed: int

@@ -58,7 +58,7 @@ def main() -> None:
     models.use_work_folder()
     print(environment())
     folder = models.minilm(arguments.minilm)
-    found = {"original": folder / "model.onnx"}
+    found = {"original": folder / models.MODEL_FILE}
     for policy in POLICIES:
         found[policy] = compiled(folder, policy)
     _show_latency(found, arguments.rounds, arguments.markdown)
@@ -79,7 +79,7 @@ def compiled(folder: Path, policy: str) -> Path:
         verify=VerifyOptions(enabled=False),
         html=False,
     )
-    result = compile_model(folder / "model.onnx", options)
+    result = compile_model(folder / models.MODEL_FILE, options)
     assert result.model is not None
     return result.model
 

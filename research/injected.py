@@ -1,11 +1,13 @@
-"""Policies on a model with the activation outliers of large ones: error at the same cost.
+"""With injected outliers, MiniLM at cost 1.25: `cost` .0146, MicroMix .0349, NVFP4 alone .0977 (docs/measurements/policy.md, "Outliers injected").
 
-    python -m benchmarks.injected [--seeds 2] [--markdown]
+Policies on a model with the activation outliers of large ones: error at the same cost.
 
-MiniLM with outliers injected (`benchmarks.outliers`: the same function), once per seed: uniform
+    python -m research.injected [--seeds 2] [--markdown]
+
+MiniLM with outliers injected (outliers.py: the same function), once per seed: uniform
 formats, MicroMix with its thresholds swept to a tensor-core cost of 1.25, the same with E2M3 in
-place of E3M2, and the policy `cost` at 1, 1.25 and 2 (FP4 1, everything else 2). Texts and figures
-are those of `benchmarks.policy`; every seed is planned and calibrated anew, and every plan measured
+place of E3M2, and the policy `cost` at 1, 1.25 and 2 (FP4 1, everything else 2). Texts and errors
+are those of benchmarks/subjects.py; every seed is planned and calibrated anew, and every plan measured
 with weights rounded to nearest and with error feedback (GPTQ).
 """
 
@@ -19,7 +21,7 @@ import numpy as np
 
 from benchmarks import models
 from benchmarks.measure import environment
-from benchmarks.outliers import Injection, inject
+from research.outliers import Injection, inject
 from benchmarks.plans import (
     MX_CLASSES,
     closest,
