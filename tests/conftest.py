@@ -6,6 +6,24 @@ import os
 import pytest
 
 
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty folder to work in, with a cache of its own, and tables of no terminal's width."""
+    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def work(home):
+    """A small model and data in a folder; see `Workplace`."""
+    # Tests of the GPU alone run where there may be no onnx.
+    from tests.workplace import Workplace
+
+    return Workplace(home)
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
     """`exported(name)` is the path of a small model's ONNX file, made once for all workers."""
@@ -22,7 +40,6 @@ def exported(tmp_path_factory):
             fcntl.flock(lock, fcntl.LOCK_EX)
             model = folder / "model.onnx"
             if not model.exists():
-                # Not for tests of the GPU alone, whose machine may have no onnx.
                 from tests.models import export_small_model
 
                 export_small_model(name, folder)

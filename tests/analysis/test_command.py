@@ -23,8 +23,7 @@ class Place(Workplace):
     """A folder with a model and 20 samples."""
 
     def __init__(self, folder):
-        super().__init__(folder)
-        np.savez(self.data, x=samples(20))
+        super().__init__(folder, samples(20))
         self.out = folder / "analysis"
 
     def analyze(self, *more, data=None):
@@ -40,11 +39,8 @@ class Place(Workplace):
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return Place(tmp_path)
+def work(home):
+    return Place(home)
 
 
 @pytest.fixture(scope="module")

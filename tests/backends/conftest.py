@@ -15,15 +15,17 @@ ELF = b"\x7fELF stands for a plugin library"
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
+def library(home, monkeypatch):
+    """A file that stands for the plugin library."""
+    path = home / "plugin.so"
+    path.write_bytes(ELF)
+    monkeypatch.setenv("MMCOMPILE_PLUGIN", str(path))
+
+
+@pytest.fixture
+def work(home, library):
     """A small model and data, and a file that stands for the plugin library."""
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    library = tmp_path / "plugin.so"
-    library.write_bytes(ELF)
-    monkeypatch.setenv("MMCOMPILE_PLUGIN", str(library))
-    return Workplace(tmp_path)
+    return Workplace(home)
 
 
 @pytest.fixture

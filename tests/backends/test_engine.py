@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
 from mmcompile.cache import cache_folder
 from mmcompile.runtime import Engine
 from tests.backends.conftest import ELF
+from tests.running import run
 from tests.workplace import call, samples
 
 
@@ -87,8 +87,7 @@ def test_a_timing_cache_that_cannot_be_written_is_no_error(work, tensorrt):
 def test_the_engine_answers_as_the_model_does(built):
     engine = Engine(built.out / "engine.plan")
     x = samples(4)
-    session = ort.InferenceSession(str(built.out / "model.onnx"))
-    (expected,) = session.run(None, {"x": x})
+    (expected,) = run(built.out / "model.onnx", {"x": x})
     np.testing.assert_array_equal(engine({"x": x})["y"], expected)
     np.testing.assert_array_equal(engine({"x": x[:1, :3]})["y"], expected[:1, :3])
 

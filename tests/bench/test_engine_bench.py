@@ -6,7 +6,7 @@ from mmcompile.bench import engine_bench
 from mmcompile.cuda.driver import GpuFacts
 from mmcompile.cuda.machine import HostMachine
 from mmcompile.model.passes.baselines import KINDS
-from tests.backends.conftest import install, tensorrt  # noqa: F401
+from tests.backends.conftest import install, library, tensorrt  # noqa: F401
 from tests.workplace import Workplace, call
 
 
@@ -15,12 +15,7 @@ class Gpu(HostMachine):
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    library = tmp_path / "plugin.so"
-    library.write_bytes(b"\x7fELF stands for a plugin library")
-    monkeypatch.setenv("MMCOMPILE_PLUGIN", str(library))
+def work(home, library, monkeypatch):  # noqa: F811
     monkeypatch.setattr(engine_bench, "GpuMachine", Gpu)
     # The double runs graphs in ONNX Runtime, which does not know TensorRT's own operators.
     monkeypatch.setattr(engine_bench, "WITHOUT_DATA", engine_bench.WITHOUT_DATA[:1])
@@ -28,7 +23,7 @@ def work(tmp_path, monkeypatch):
     monkeypatch.setattr("mmcompile.cuda.timing.REPLAYS", (1, 1))
     monkeypatch.setattr("mmcompile.cuda.timing.MOST_WARM_ROUNDS", 0)
     monkeypatch.setattr("mmcompile.bench.engines.PROFILED_RUNS", 1)
-    return Workplace(tmp_path)
+    return Workplace(home)
 
 
 def bench(work, *more):

@@ -30,7 +30,6 @@ from tests.workplace import (
     BUNDLE,
     HIDDEN,
     LIBRARY,
-    Workplace,
     call,
     command,
     samples,
@@ -52,14 +51,6 @@ COMMANDS = (
     "report",
     "verify",
 )
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return Workplace(tmp_path)
 
 
 @pytest.fixture

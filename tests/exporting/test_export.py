@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
 from mmcompile.errors import EnvironmentProblem, ExitCode, MMCompileError
 from mmcompile.exporting import export_model
 from tests.models import CHECKPOINT, SMALL_MODELS, SMALL_VOCABULARY, small_model
+from tests.running import session_of
 
 torch = pytest.importorskip("torch", reason="exports need torch")
 pytest.importorskip("transformers", reason="exports need transformers")
@@ -99,7 +99,7 @@ def script(tmp_path):
 
 
 def run(path, **inputs):
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = session_of(path)
     assert {value.name for value in session.get_inputs()} == set(inputs)
     return dict(
         zip([value.name for value in session.get_outputs()], session.run(None, inputs), strict=True)

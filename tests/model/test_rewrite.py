@@ -17,8 +17,9 @@ from mmcompile.verification.compiled import compiled_nodes, read_nodes
 from mmcompile.verification.nodes import node_excess
 from tests import models
 from tests import node_models as nm
-from tests.compiling import compiled, mixed, prepare, run, uniform
+from tests.compiling import compiled, mixed, prepare, uniform
 from tests.models import LINEAR_MODELS, SMALL_MODELS, K, N, feeds, weight
+from tests.running import run
 
 node = helper.make_node
 

@@ -8,8 +8,8 @@ from mmcompile.model import load_model
 from mmcompile.model.passes.upcast_bfloat16 import upcast_bfloat16, uses_bfloat16
 from mmcompile.model.session import open_session
 from tests import models
-from tests.compiling import run
 from tests.models import K, N, weight
+from tests.running import run
 
 BF16, F32 = TensorProto.BFLOAT16, TensorProto.FLOAT
 node = helper.make_node

@@ -31,11 +31,8 @@ EARLIER = {"model.onnx": b"an earlier model", "model.onnx.data": b"its weights"}
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    place = Workplace(tmp_path)
+def work(home):
+    place = Workplace(home)
     place.out.mkdir()
     for name, data in EARLIER.items():
         (place.out / name).write_bytes(data)

@@ -7,7 +7,6 @@ import ml_dtypes
 import msgspec
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
 import mmcompile
@@ -22,25 +21,17 @@ from mmcompile.policy.options import POLICIES, Policy
 from mmcompile.policy.order import Order
 from mmcompile.report.model import load_report
 from tests.models import feeds, linear_model
+from tests.running import cosine, run
 from tests.workplace import (
     BUNDLE,
     CHANNELS,
     HIDDEN,
     LIBRARY,
     OUT,
-    Workplace,
     call,
     samples,
     two_layers,
 )
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return Workplace(tmp_path)
 
 
 @pytest.fixture
@@ -54,16 +45,6 @@ def calibrations(monkeypatch):
 
     monkeypatch.setattr("mmcompile.pipeline.calibrate.collect", counted)
     return runs
-
-
-def answers(path, feed):
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, feed)
-
-
-def cosine(a, b):
-    a, b = (np.asarray(v, np.float64).ravel() for v in (a, b))
-    return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
 # The Python API
@@ -85,7 +66,7 @@ def test_compile_model_in_python(work):
     assert result.report == load_report(work.out / "report.json")
     assert result.report.target.name == "sm_120"
     feed = {"x": samples(1, seed=9)}
-    (before,), (after,) = answers(work.model, feed), answers(result.model, feed)
+    (before,), (after,) = run(work.model, feed), run(result.model, feed)
     assert (after.shape, after.dtype) == (before.shape, before.dtype)
     assert 0.98 < cosine(before, after) < 1
 
@@ -727,9 +708,7 @@ def test_float16_end_to_end(work):
     model = onnx.load(work.out / "model.onnx", load_external_data=False)
     kinds = {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
     assert kinds == {onnx.TensorProto.FLOAT16}
-    assert (
-        answers(work.out / "model.onnx", {"x": samples(1, dtype=np.float16)})[0].dtype == np.float16
-    )
+    assert run(work.out / "model.onnx", {"x": samples(1, dtype=np.float16)})[0].dtype == np.float16
 
 
 def test_bfloat16_end_to_end(work):
@@ -776,7 +755,7 @@ def test_hand_made_models(work, name):
     )
     result = mmcompile.compile_model(work.model, options)
     assert len(result.plan.groups) == 1
-    for before, after in zip(answers(work.model, feed), answers(result.model, feed), strict=True):
+    for before, after in zip(run(work.model, feed), run(result.model, feed), strict=True):
         assert cosine(before, after) > 0.99
 
 

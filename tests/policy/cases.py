@@ -4,7 +4,9 @@ import numpy as np
 
 from mmcompile.calib.gradient_rows import GradientSamples, GroupRows
 from mmcompile.calib.stats import ActivationStats
-from mmcompile.policy.options import watched_tensor
+from mmcompile.policy.cost import measure_damage, plan_cost
+from mmcompile.policy.options import COST, Policy, watched_tensor
+from mmcompile.progress import Silent
 from tests import models
 from tests.compiling import prepare
 from tests.policy.test_policy import stats_of
@@ -41,3 +43,10 @@ class Case:
             weight = site.read_weight(self.source)
             parts.append(weight.T if site.channels_first else weight)
         return np.concatenate(parts)
+
+
+def planned(case, **options):
+    """The plan of the policy `cost`, in runs of 32 channels unless told otherwise."""
+    policy = Policy(COST, **{"granularity": 32} | options)
+    damage = measure_damage(case.groups, case.stats, case.samples, policy, case.source, Silent())
+    return plan_cost(case.groups, case.stats, case.samples, damage, policy, case.source, ())

@@ -19,20 +19,12 @@ from mmcompile.policy.class_order import (
     in_best_order,
     sorted_classes,
 )
-from mmcompile.policy.cost import measure_damage, plan_cost
 from mmcompile.policy.options import COST, Policy, make_plan, watched_tensor
 from mmcompile.policy.pairs import Budget, Objective
-from mmcompile.progress import Silent
 from mmcompile.weights.pack import pack_group
 from tests import models
-from tests.policy.cases import Case
+from tests.policy.cases import Case, planned
 from tests.policy.test_policy import stats_of
-
-
-def planned(case, **options):
-    policy = Policy(COST, granularity=32, **options)
-    damage = measure_damage(case.groups, case.stats, case.samples, policy, case.source, Silent())
-    return plan_cost(case.groups, case.stats, case.samples, damage, policy, case.source, ())
 
 
 def block_damage(case, index, plan):

@@ -20,7 +20,6 @@ from mmcompile.policy.cost import (
     choose,
     classed_order,
     measure_damage,
-    plan_cost,
     synthetic_rows,
 )
 from mmcompile.policy.options import COST, Policy, make_plan, watched_tensor
@@ -29,17 +28,10 @@ from mmcompile.policy.pairs import CLASSES, Budget, FormatPair, Objective
 from mmcompile.progress import Silent
 from tests import models
 from tests.compiling import prepare
-from tests.policy.cases import Case
+from tests.policy.cases import Case, planned
 from tests.workplace import two_layers
 
 MXFP8 = FormatPair("mxfp8", "mxfp8")
-
-
-def planned(case, **options):
-    options = {"granularity": 32} | options
-    policy = Policy(COST, **options)
-    damage = measure_damage(case.groups, case.stats, case.samples, policy, case.source, Silent())
-    return plan_cost(case.groups, case.stats, case.samples, damage, policy, case.source, ())
 
 
 def speed(plan):

@@ -28,13 +28,8 @@ REASONS = {"no better on samples held back", ""}
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    place = Workplace(tmp_path)
-    np.savez(place.data, x=samples(80))  # 640 tokens, 512 of them to calibrate with
-    return place
+def work(home):
+    return Workplace(home, samples(80))  # 640 tokens, 512 of them to calibrate with
 
 
 @pytest.fixture
@@ -364,8 +359,7 @@ def test_files_are_gone_after_a_failure(work, temporary, monkeypatch, error):
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_small_language_models(name, exported, tmp_path, temporary, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
+def test_small_language_models(name, exported, home, temporary):
     random = np.random.default_rng(0)
 
     def feed(length):
@@ -376,7 +370,7 @@ def test_small_language_models(name, exported, tmp_path, temporary, monkeypatch)
 
     feeds = [feed(int(length)) for length in random.integers(12, 25, 40)]
     options = CompileOptions(
-        output=tmp_path / "out",
+        output=home / "out",
         data=DataOptions(calibration=feeds),
         policy=Policy("cost"),
         weights=Weights.GPTQ,
@@ -388,7 +382,7 @@ def test_small_language_models(name, exported, tmp_path, temporary, monkeypatch)
     result = mmcompile.compile_model(model, options)
     assert result.passed
     assert set(temporary.iterdir()) == before
-    assert load_plan(tmp_path / "out" / "plan.json") == result.plan
+    assert load_plan(home / "out" / "plan.json") == result.plan
     report = result.report
     assert (report.policy.weights, report.policy.weights_reason) == ("gptq", "asked for")
     for layer in report.layers:
