@@ -12,7 +12,7 @@ from mmcompile.backends.engines.api.names import FULL_ONLY, RUNTIME
 from tests.backends import double
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "mmcompile" / "build" / "tensorrt"
+PACKAGE = ROOT / "mmcompile" / "backends" / "engines" / "api"
 FACTS = json.loads((Path(__file__).parent / "tensorrt_names.json").read_text())
 # pybind11 gives these to every class and module; they are not in the binding sources.
 IMPLICIT = {"__version__", "ILogger.__init__"}
