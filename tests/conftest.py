@@ -5,6 +5,9 @@ import os
 
 import pytest
 
+# Products here are small: BLAS's threads would spend more on waiting for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):

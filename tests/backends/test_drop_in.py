@@ -29,6 +29,7 @@ def changed(spec, **values):
     return msgspec.structs.replace(spec, **values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "bert", "gpt2"])
 def test_exported_models_keep_their_interface(exported, home, library, install, name):
     """The rewritten ONNX, and the network and the engine that TensorRT's double makes of it."""

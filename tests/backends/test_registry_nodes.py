@@ -16,6 +16,8 @@ from mmcompile.exporting import export_model
 from mmcompile.pipeline.options import DataOptions, VerifyOptions
 from tests.plugin import building
 
+pytestmark = pytest.mark.slow
+
 ROOT = building.ROOT
 SHARED = ROOT.parent / "shared" / "data"
 

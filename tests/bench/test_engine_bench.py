@@ -30,6 +30,7 @@ def bench(work, *more):
     return call("bench", work.model, "--point", "1x1", "--point", "2x3", "--json", *more)
 
 
+@pytest.mark.slow
 def test_stock_variants_and_a_compiled_model(work, tensorrt):  # noqa: F811
     assert work.compile().code == 0
     compiled = work.out / "model.onnx"
@@ -51,6 +52,7 @@ def test_stock_variants_and_a_compiled_model(work, tensorrt):  # noqa: F811
             assert point["layers"][0]["name"] == "a layer"
 
 
+@pytest.mark.slow
 def test_micromix_is_compiled_from_the_fp16_baseline(work, tensorrt):  # noqa: F811
     variants = bench(work, "--calib", work.data).json()["variants"]
     assert [variant["name"] for variant in variants] == ["FP16", "FP8", "MicroMix"]

@@ -630,6 +630,7 @@ def test_terminals_without_unicode(work):
     assert "model.onnx for sm_120" in done.stdout
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text(work):
     strange = work.folder / os.fsdecode(b"n\xff")
     strange.mkdir()

@@ -14,6 +14,8 @@ from mmcompile.exporting import export_model
 from tests.models import CHECKPOINT, SMALL_MODELS, SMALL_VOCABULARY, small_model
 from tests.running import session_of
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch", reason="exports need torch")
 pytest.importorskip("transformers", reason="exports need transformers")
 pytest.importorskip("onnxscript", reason="exports need onnxscript")

@@ -20,6 +20,8 @@ from tests.kernels.operands import Draw, make_problem
 from tests.kernels.quantize_probe import Fault
 from tests.kernels.test_gemm import EVERYTHING, MXFP4, MXFP8, NVFP4, check
 
+pytestmark = pytest.mark.slow
+
 TILES = (0, 3)
 """Few, so that a faulty library compiles fast: one swapped and split along K by warps, one not."""
 

@@ -393,6 +393,7 @@ def test_a_damaged_cache_entry_is_made_anew(work, calibrations, damage):
         assert cached(work)
 
 
+@pytest.mark.slow
 def test_no_byte_of_a_cache_entry_can_do_harm(work, calibrations):
     work.compile()
     first = json.loads(work.contents()["plan.json"])

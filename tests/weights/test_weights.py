@@ -297,6 +297,7 @@ def test_unknown_words_are_mistakes_of_usage(work, more):
     assert work.compile(*more).code == ExitCode.USAGE
 
 
+@pytest.mark.slow
 def test_random_data_is_used_only_where_asked(work):
     assert work.compile("--policy", "cost", data="random").code == 0
     assert report_of(work).policy.weights_reason == "the calibration data is random"
@@ -322,6 +323,7 @@ def test_a_dry_run_samples_nothing_and_says_what_would_be(work, temporary, monke
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.slow
 def test_the_largest_error_is_measured_with_feedback(work, temporary, monkeypatch):
     runs = []
     monkeypatch.setattr(
@@ -358,6 +360,7 @@ def test_files_are_gone_after_a_failure(work, temporary, monkeypatch, error):
     assert not work.out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_small_language_models(name, exported, home, temporary):
     random = np.random.default_rng(0)

@@ -9,6 +9,8 @@ from mmcompile.model.session import open_session
 from tests.compiling import prepare
 from tests.models import SMALL_MODELS, SMALL_VOCABULARY, small_model
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch", reason="the oracle is torch's autograd")
 
 # Two float32 evaluations that sum in different orders: sums of up to 1536 products, each rounded

@@ -11,6 +11,8 @@ from tests.model.baselines.making import largest, make, make_from
 from tests.models import SMALL_MODELS, SMALL_VOCABULARY, matmul
 from tests.running import cosine, run
 
+pytestmark = pytest.mark.slow
+
 LEAST = {"fp16": 0.9999, "fp8": 0.98, "mxfp8": 0.98, "nvfp4": 0.8}
 """Cosine similarity with random weights; measured .99999, .9985, .9985 and .97 at worst."""
 
