@@ -11,6 +11,8 @@ export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
 export HF_HOME := $(CURDIR)/build/cache/huggingface
 export ORT_DISABLE_TELEMETRY := 1
 export PYTHONPATH := $(CURDIR)
+# Without compiled modules on disk every process that the tests start would compile them anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The CUDA libraries are built where nvcc is: on the machine, or (`make nvcc`) from PyPI.
 NVCC_ROOT := $(CURDIR)/build/nvcc
