@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 
 import pytest
 
@@ -24,6 +25,27 @@ def work(home):
     # Tests of the GPU alone run where there may be no onnx.
     from tests.workplace import Workplace
 
+    return Workplace(home)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory):
+    """A folder in which the model of `work` was compiled."""
+    from tests.workplace import Workplace
+
+    folder = tmp_path_factory.mktemp("template")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMCOMPILE_CACHE_DIR", str(folder / "cache"))
+        assert Workplace(folder).compile().code == 0
+    return folder
+
+
+@pytest.fixture
+def compiled(template, home):
+    """`work` after a compilation: a copy of one, whose report names the folder it was made in."""
+    from tests.workplace import Workplace
+
+    shutil.copytree(template, home, dirs_exist_ok=True)
     return Workplace(home)
 
 

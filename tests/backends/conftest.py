@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
 import sys
 
 import pytest
@@ -14,12 +16,30 @@ from tests.workplace import Workplace
 ELF = b"\x7fELF stands for a plugin library"
 
 
+def put_library(folder, patch):
+    path = folder / "plugin.so"
+    path.write_bytes(ELF)
+    patch.setenv("MMCOMPILE_PLUGIN", str(path))
+
+
+def put_double(patch, version="11.4.0.106", architecture="sm_120"):
+    """Puts a double in TensorRT's place and returns it."""
+    patch.setitem(sys.modules, "tensorrt", None)  # taken back after the test
+    module = double.make(version, architecture)
+    device = Device(f"double of {architecture}", architecture, 32 << 30, "13.0")
+    for user in (
+        "mmcompile.backends.engines.engine.read_device",
+        "mmcompile.runtime.engine.read_device",
+    ):
+        patch.setattr(user, lambda *_: device)
+    patch.setattr("mmcompile.runtime.engine.GpuMachine", lambda _: HostMachine())
+    return module
+
+
 @pytest.fixture
 def library(home, monkeypatch):
     """A file that stands for the plugin library."""
-    path = home / "plugin.so"
-    path.write_bytes(ELF)
-    monkeypatch.setenv("MMCOMPILE_PLUGIN", str(path))
+    put_library(home, monkeypatch)
 
 
 @pytest.fixture
@@ -31,23 +51,29 @@ def work(home, library):
 @pytest.fixture
 def install(monkeypatch):
     """`install(version, architecture)` puts a double in TensorRT's place and returns it."""
-
-    def put(version="11.4.0.106", architecture="sm_120"):
-        monkeypatch.setitem(sys.modules, "tensorrt", None)  # taken back after the test
-        module = double.make(version, architecture)
-        device = Device(f"double of {architecture}", architecture, 32 << 30, "13.0")
-        for user in (
-            "mmcompile.backends.engines.engine.read_device",
-            "mmcompile.runtime.engine.read_device",
-        ):
-            monkeypatch.setattr(user, lambda *_: device)
-        monkeypatch.setattr("mmcompile.runtime.engine.GpuMachine", lambda _: HostMachine())
-        return module
-
-    return put
+    return functools.partial(put_double, monkeypatch)
 
 
 @pytest.fixture
 def tensorrt(install):
     """A double of a supported release on the target GPU."""
     return install()
+
+
+@pytest.fixture(scope="session")
+def template_with_engine(tmp_path_factory):
+    """A folder in which the model of `work` was compiled, its engine with it."""
+    folder = tmp_path_factory.mktemp("template")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMCOMPILE_CACHE_DIR", str(folder / "cache"))
+        put_library(folder, patch)
+        put_double(patch)
+        assert Workplace(folder).compile().code == 0
+    return folder
+
+
+@pytest.fixture
+def built(template_with_engine, work, tensorrt):
+    """An earlier run with its engine; a copy, whose report names the folder it was made in."""
+    shutil.copytree(template_with_engine, work.folder, dirs_exist_ok=True)
+    return work

@@ -21,13 +21,6 @@ def meta(work):
     return json.loads((work.out / "engine.meta.json").read_text())
 
 
-@pytest.fixture
-def built(work, tensorrt):
-    result = work.compile()
-    assert result.code == 0, result.err
-    return work
-
-
 def test_the_command_ends_in_an_engine(built, tensorrt):
     names = {path.name for path in built.out.iterdir()}
     assert {"engine.plan", "engine.meta.json", "libmmcompile_plugin.so", "reproduce.sh"} <= names

@@ -53,12 +53,6 @@ COMMANDS = (
 )
 
 
-@pytest.fixture
-def compiled(work):
-    assert work.compile().code == 0
-    return work
-
-
 def option(command_name, name):
     return next(p for p in cli.commands[command_name].params if p.name == name)
 

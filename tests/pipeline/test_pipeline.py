@@ -76,11 +76,10 @@ def test_compile_model_accepts_a_path_as_text(work):
     assert mmcompile.compile_model(str(work.model), options).model.exists()
 
 
-def test_what_the_report_says_of_a_run(work):
-    work.compile()
-    report = load_report(work.out / "report.json")
-    assert report.model.bytes_before == work.model.stat().st_size
-    written = sum((work.out / f).stat().st_size for f in ("model.onnx", "model.onnx.data"))
+def test_what_the_report_says_of_a_run(compiled):
+    report = load_report(compiled.out / "report.json")
+    assert report.model.bytes_before == compiled.model.stat().st_size
+    written = sum((compiled.out / f).stat().st_size for f in ("model.onnx", "model.onnx.data"))
     assert report.model.bytes_after == written
     assert not report.model.estimated
     assert report.model.parameters == CHANNELS * HIDDEN + HIDDEN + HIDDEN * OUT
@@ -123,19 +122,17 @@ def test_a_plan_gives_the_same_bytes(work):
     assert "no inputs were given" in report.verification.note
 
 
-def test_a_plan_may_be_replaced_where_it_lies(work):
-    work.compile()
-    before = work.contents()
-    assert call(work.model, "--plan", "out/plan.json", "--no-html", "-o", "out").code == 0
-    after = work.contents()
+def test_a_plan_may_be_replaced_where_it_lies(compiled):
+    before = compiled.contents()
+    assert call(compiled.model, "--plan", "out/plan.json", "--no-html", "-o", "out").code == 0
+    after = compiled.contents()
     assert after["plan.json"] == before["plan.json"]
     assert after["model.onnx.data"] == before["model.onnx.data"]
 
 
-def test_a_plan_can_be_verified_with_data(work):
-    work.compile()
-    options = ["--plan", "out/plan.json", "--no-html", "--verify-data", work.data, "-o", "again"]
-    assert call(work.model, *options, "--fail-below", "0.9").code == 0
+def test_a_plan_can_be_verified_with_data(compiled):
+    options = ["--plan", "out/plan.json", "--no-html", "--verify-data", compiled.data]
+    assert call(compiled.model, *options, "-o", "again", "--fail-below", "0.9").code == 0
     assert load_report(Path("again/report.json")).verification.samples == 8
 
 
@@ -172,29 +169,27 @@ def test_an_edited_plan_is_honoured(work):
     assert report.layers[0].segments[1].weight_format == "mxfp8"
 
 
-def test_parameters_of_an_edited_plan_are_for_people(work):
-    work.compile()
+def test_parameters_of_an_edited_plan_are_for_people(compiled):
     edited = edit(
-        work.out / "plan.json",
+        compiled.out / "plan.json",
         lambda plan: msgspec.structs.replace(plan, parameters={"granularity": "odd"}),
     )
-    assert call(work.model, "--plan", edited, "-o", "again", "--no-html").code == 0
+    assert call(compiled.model, "--plan", edited, "-o", "again", "--no-html").code == 0
 
 
-def test_groups_that_a_plan_leaves_out_are_left_alone(work):
-    work.compile()
+def test_groups_that_a_plan_leaves_out_are_left_alone(compiled):
     edited = edit(
-        work.out / "plan.json", lambda plan: msgspec.structs.replace(plan, groups=plan.groups[1:])
+        compiled.out / "plan.json",
+        lambda plan: msgspec.structs.replace(plan, groups=plan.groups[1:]),
     )
-    assert call(work.model, "--plan", edited, "-o", "again", "--no-html").code == 0
+    assert call(compiled.model, "--plan", edited, "-o", "again", "--no-html").code == 0
     report = load_report(Path("again/report.json"))
     assert [layer.name for layer in report.layers] == ["second"]
     assert [(e.node, e.code) for e in report.left_alone] == [("first", "not-planned")]
 
 
 @pytest.mark.parametrize("names", [("other", "second"), ("first", "second")])
-def test_the_plan_of_another_model_is_refused(work, names):
-    work.compile()
+def test_the_plan_of_another_model_is_refused(compiled, names):
     other = two_layers(names=names)
     if names == ("first", "second"):
         dims = other.graph.initializer[2].dims
@@ -463,11 +458,10 @@ def test_a_dry_run_writes_nothing_and_knows_the_size(work):
     )
 
 
-def test_a_dry_run_keeps_earlier_output(work):
-    work.compile()
-    before = work.contents()
-    assert call(*work.arguments("--dry-run", "--policy", "mxfp8")).code == 0
-    assert work.contents() == before
+def test_a_dry_run_keeps_earlier_output(compiled):
+    before = compiled.contents()
+    assert call(*compiled.arguments("--dry-run", "--policy", "mxfp8")).code == 0
+    assert compiled.contents() == before
 
 
 def test_a_dry_run_without_data_gives_bounds(work):
@@ -663,13 +657,12 @@ def test_a_demand_that_cannot_be_checked_is_refused(work, options, reason):
     assert not work.out.exists()
 
 
-def test_samples_are_held_back_from_calibration(work):
-    work.compile()
+def test_samples_are_held_back_from_calibration(compiled):
     values = samples()
     seen = np.delete(values, [4, 9], axis=0)
     np.savez("seen.npz", x=seen)
-    call("calibrate", work.model, "--calib", "seen.npz", "--granularity", "32")
-    assert load_plan(Path("plan.json")).groups == load_plan(work.out / "plan.json").groups
+    call("calibrate", compiled.model, "--calib", "seen.npz", "--granularity", "32")
+    assert load_plan(Path("plan.json")).groups == load_plan(compiled.out / "plan.json").groups
 
 
 def test_too_few_samples_are_used_twice_and_the_report_says_so(work):
