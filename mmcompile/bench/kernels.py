@@ -12,19 +12,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from mmcompile.cuda.calls import DeviceLayer, random_constants, random_inputs
 from mmcompile.cuda.clocks import Clocks, read_clocks
 from mmcompile.cuda.driver import DriverError, GpuFacts
-from mmcompile.cuda.layers import (
-    DeviceLayer,
-    LayerShape,
-    Place,
-    mixed_segments,
-    random_constants,
-    weight_bytes,
-)
+from mmcompile.cuda.layers import LayerShape, Place, mixed_segments
 from mmcompile.cuda.machine import Enqueue
 from mmcompile.cuda.timing import copies_for, time_calls
-from mmcompile.kernels import BFLOAT16, KernelError
+from mmcompile.kernels import KernelError
 from mmcompile.progress import Progress, Silent
 
 METHOD = (
@@ -139,13 +133,12 @@ class _Timer:
             shape = LayerShape(self._k, self._n, mixed_segments(mix, padded))
             linear = shape.create(self._place.library)
             constants = random_constants(random, shape, linear.info)
-            # bf16 of ordinary size: exponents of 2^-4 to 2^3.
-            x = random.integers(0x3D80, 0x4180, (self._rows, self._k), np.uint16)
-            size = constants.weight.nbytes + constants.scales.nbytes + x.nbytes
+            inputs = random_inputs(random, shape, self._rows)
+            size = constants.weight.nbytes + constants.scales.nbytes + inputs.x.nbytes
             copies = copies_for(self._cache, size)
-            layer = DeviceLayer(self._place, shape, constants, x, (BFLOAT16, BFLOAT16), copies)
+            layer = DeviceLayer(self._place, shape, constants, inputs, copies)
             launch = linear.describe(self._place.device, self._rows)
-            return self._time(mix, layer.calls("run"), launch, weight_bytes(layer))
+            return self._time(mix, layer.calls("run"), launch, layer.weight_bytes)
         except _FAILURES as error:
             return self._failed(mix, error)
 

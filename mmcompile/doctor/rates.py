@@ -15,19 +15,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from mmcompile.cuda.calls import DeviceLayer, random_constants, random_inputs
 from mmcompile.cuda.clocks import Clocks, read_clocks
 from mmcompile.cuda.driver import DriverError, GpuFacts
-from mmcompile.cuda.layers import (
-    DeviceLayer,
-    LayerShape,
-    Place,
-    mixed_segments,
-    random_constants,
-)
+from mmcompile.cuda.layers import LayerShape, Place, mixed_segments
 from mmcompile.cuda.machine import Enqueue, GpuMachine
 from mmcompile.cuda.timing import Timing, time_calls
 from mmcompile.gpus import identify_gpu
-from mmcompile.kernels import BFLOAT16, KernelError
+from mmcompile.kernels import KernelError
 
 ROWS, CHANNELS, OUT_CHANNELS = 8192, 8192, 8192
 """Of the products: 1.1 TFLOP each, some 20 times what their bytes cost on any of the GPUs."""
@@ -94,11 +89,10 @@ def _layer(place: Place, mix: str) -> DeviceLayer:
     random = np.random.default_rng(0)
     shape = LayerShape(CHANNELS, OUT_CHANNELS, mixed_segments(mix, CHANNELS))
     constants = random_constants(random, shape, shape.create(place.library).info)
-    # bf16 of ordinary size: the exponents of 2^-4 to 2^3.
-    x = random.integers(0x3D80, 0x4180, (ROWS, CHANNELS), np.uint16)
-    layer = DeviceLayer(place, shape, constants, x, (BFLOAT16, BFLOAT16))
+    layer = DeviceLayer(place, shape, constants, random_inputs(random, shape, ROWS))
     # Leaves codes, and zeroed counters; a product so large is not split along K and uses none.
-    layer.once("quantize")
+    layer.enqueue("quantize")
+    place.machine.synchronize()
     return layer
 
 
