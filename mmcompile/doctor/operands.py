@@ -62,12 +62,12 @@ def any_operand(
     rows: int,
     scales: tuple[int, int] = (110, 140),
 ) -> Operand:
-    """All codes but NaN's; E8M0 scale bytes from a range, E4M3 ones from all that are positive."""
+    """All codes but NaN's; E8M0 scale bytes from a range, E4M3 ones from all without a sign."""
     codes, found = [], []
     for segment, fmt in zip(shape.segments, formats, strict=True):
         allowed = np.flatnonzero(~np.isnan(element_table(fmt.element))).astype(np.uint8)
         codes.append(random.choice(allowed, (rows, segment.channels)))
-        low, high = scales if fmt.scale == "e8m0" else (1, 0x7F)
+        low, high = scales if fmt.scale == "e8m0" else (0, 0x7F)
         blocks = (rows, segment.channels // fmt.block)
         found.append(random.integers(low, high, blocks).astype(np.uint8))
     return Operand(tuple(codes), tuple(found))

@@ -253,16 +253,6 @@ def test_emulation_that_does_not_compile(monkeypatch, tmp_path):
     assert list((tmp_path / "cache" / "emulated").iterdir()) == []
 
 
-def test_the_sources_are_those_that_the_tests_compile():
-    from tests.kernels import emulated
-
-    compiled = {path.name for path in emulated.EMULATOR_SOURCES}
-    compiled |= {f"emulated_{part}.cpp" for part in ("device", "gemm", "quantize")}
-    compiled |= {f"{part}.cpp" for part in ("choice", "library", "linear")}
-    assert {file.split("/")[1] for file in emulation.FILES} == compiled
-    assert all((emulation.SOURCES / file).is_file() for file in emulation.FILES)
-
-
 @pytest.mark.parametrize("option", [("-o", "x.json"), ("--quick",)])
 def test_options_that_need_the_self_test(option):
     assert "needs --selftest" in call("doctor", *option).line()
