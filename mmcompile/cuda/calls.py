@@ -72,6 +72,22 @@ def random_inputs(random: np.random.Generator, shape: LayerShape, rows: int) -> 
     return Inputs(x, (BFLOAT16, BFLOAT16))
 
 
+def copy_calls(machine: Machine, size: int, copies: int = 1) -> list[Enqueue]:
+    """Copies of so many bytes, each from memory of its own into memory of its own.
+
+    Raises:
+        MemoryError: there is not so much.
+    """
+    pairs = [(machine.allocate(size), machine.allocate(size)) for _ in range(copies)]
+    for _, source in pairs:
+        machine.fill(source.address, size, 1)
+    return [partial(_copy, machine, target, source) for target, source in pairs]
+
+
+def _copy(machine: Machine, target: Block, source: Block, stream: int | None) -> None:
+    machine.copy(target.address, source.address, source.size, stream)
+
+
 class Guarded:
     """Poisoned memory for a result, between two bands that nobody may write."""
 

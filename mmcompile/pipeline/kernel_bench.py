@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmcompile.bench.kernels import LLAMA, ROWS, KernelBench, bench_kernels, cublas
+from mmcompile.bench.kernels import LLAMA, ROWS, KernelBench, bench_kernels
+from mmcompile.cuda.cublas import cublas
 from mmcompile.cuda.driver import GpuFacts
 from mmcompile.cuda.layers import open_place
 from mmcompile.cuda.machine import GpuMachine
@@ -18,6 +19,7 @@ from mmcompile.pipeline.benchmark import linear_layers
 from mmcompile.progress import Progress
 from mmcompile.target import parse_target
 
+BASELINES = ("bf16", "fp8")
 WITHOUT_GPU = "use --modelled for limits without a GPU, or run this where the GPU is"
 
 
@@ -49,7 +51,9 @@ def kernel_bench(
     if model is not None:
         layers = linear_layers(model, None, selection)
         shapes = [(each.in_channels, each.out_channels) for each in layers if not each.kept]
-    return bench_kernels(place, shapes, rows or ROWS, cublas(), machine.facts, progress=progress)
+    products = cublas()
+    baselines = {f"cuBLAS {name.upper()}": products[name] for name in BASELINES if products}
+    return bench_kernels(place, shapes, rows or ROWS, baselines, machine.facts, progress=progress)
 
 
 def open_gpu(asked: str | None) -> GpuMachine:
