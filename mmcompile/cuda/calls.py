@@ -196,10 +196,10 @@ class DeviceLayer:
         return self.constants.weight.nbytes + self.constants.scales.nbytes
 
     def describe(self, tactic: int) -> str:
-        """Sizes and launch, in a line."""
-        launch = self.linear.describe(self.place.device, self.rows, tactic).split(", modelled")[0]
-        shape = self.shape
-        return f"M {self.rows}, N {shape.out_channels}, K {shape.in_channels}, {launch}"
+        """Sizes, tile and splits, in a line."""
+        launch = self.linear.describe(self.place.device, self.rows, tactic).split(", ")[:3]
+        sizes = f"M {self.rows}", f"N {self.shape.out_channels}", f"K {self.shape.in_channels}"
+        return ", ".join((*sizes, *launch))
 
     def calls(self, function: str, tactic: int = 0) -> list[Enqueue]:
         """`run`, `quantize` or `gemm`, one call per copy."""

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import ml_dtypes
 import numpy as np
 
 from mmcompile.cuda.calls import DeviceLayer, Inputs, random_constants
-from mmcompile.cuda.layers import LayerShape, open_place
+from mmcompile.cuda.layers import E2M3, E3M2, MXFP4, MXFP8, NVFP4, LayerShape, open_place
 from mmcompile.cuda.machine import HostMachine
 from mmcompile.cuda.number_types import NUMBER_TYPES
-from mmcompile.doctor.operands import FORMATS, Order
-from mmcompile.formats import element_table, pack_codes, quantize_blocks
+from mmcompile.doctor.operands import Order, pack_activations, quantized
 from mmcompile.kernels import KernelLibrary, LinearSegment
 from tests.kernels.emulated import NATIVE, OLDEST, PORTABLE, configure
 from tests.kernels.operands import TYPES
-from tests.node_models import padded_to, words_first
 
-SEGMENTS = (  # channels, format of activations and of weights, threshold
-    (160, 0, 0, 2.0),
-    (32, 3, 3, 1.75),
-    (96, 1, 1, 1.875),
-    (64, 2, 2, 1.75),
-    (96, 4, 4, 2.0),
-    (64, 0, 3, 2.0),
+SEGMENTS = (
+    LinearSegment(160, MXFP4, MXFP4, 2.0),
+    LinearSegment(32, MXFP8, MXFP8, 1.75),
+    LinearSegment(96, E2M3, E2M3, 1.875),
+    LinearSegment(64, E3M2, E3M2, 1.75),
+    LinearSegment(96, NVFP4, NVFP4, 2.0),
+    LinearSegment(64, MXFP4, MXFP8, 2.0),
 )
-LINEAR = tuple(LinearSegment(*segment) for segment in SEGMENTS)
 MEDIUM = 4
-CHANNELS = sum(segment[0] for segment in SEGMENTS)
+CHANNELS = sum(segment.channels for segment in SEGMENTS)
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,10 @@ def check(library: KernelLibrary, device: int, rows: int, kind: int, in_channels
     source = rng.permutation(np.arange(max(in_channels, CHANNELS)))[:CHANNELS]
     order = np.where(source < in_channels, source, -1).astype(np.int32)
     x = activations(rows, in_channels, TYPES[kind], rows)
-    shape = LayerShape(in_channels, 256, LINEAR, 2.0**-3, 1.0)
+    shape = LayerShape(in_channels, 256, SEGMENTS, 2.0**-3, 1.0)
     found = layer(library, device, shape, x, order).quantize(MEDIUM)
-    for array, wanted in zip(found, expected(x.astype(np.float32), order), strict=True):
+    expected = pack_activations(quantized(x.astype(np.float32), order, shape), shape)
+    for array, wanted in zip(found, expected, strict=True):
         np.testing.assert_array_equal(array, wanted)
 
 
@@ -85,25 +82,6 @@ def layer(
     inputs = Inputs(x.view(NUMBER_TYPES[kind].bits), (kind, kind))
     place = open_place(HostMachine(), library, device)
     return DeviceLayer(place, shape, replace(constants, order=order), inputs)
-
-
-def expected(x: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes[rows, bytes] and scales[words, rows, 4], by docs/spec.md."""
-    permuted = np.where(order >= 0, x[:, np.maximum(order, 0)], np.float32(0))
-    codes, words, start = [], [], 0
-    for channels, act, weight, threshold in SEGMENTS:
-        fmt = FORMATS[act]
-        tensor_scale = 2.0**-3 if fmt.scale == "e4m3" else 1.0
-        part = permuted[:, start : start + channels]
-        code, scale = quantize_blocks(part, fmt, threshold=threshold, tensor_scale=tensor_scale)
-        if fmt.element.bits == 4 and FORMATS[weight].element.bits == 4:
-            codes.append(padded_to(pack_codes(code, 4), 16))
-        else:
-            table = element_table(fmt.element).astype(np.float32)
-            codes.append(table.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)[code])
-        words.append(words_first(scale))
-        start += channels
-    return np.concatenate(codes, axis=1), np.concatenate(words)
 
 
 def probe(library: KernelLibrary) -> None:
