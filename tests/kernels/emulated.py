@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmcompile.doctor import emulation
 from mmcompile.kernels import KernelLibrary
-from tests.kernels.build import EMULATOR_DEFINES, FLAGS, PLUGINS, WARNINGS, compile_shared_library
+from tests.kernels.build import FLAGS, PLUGINS, WARNINGS, Recipe, compile_shared_library
 
 NATIVE, PORTABLE, OLDEST = 0, 1, 2
 """Devices of the emulated library: sm_120; sm_90 and sm_80, whose atoms are the portable ones."""
@@ -26,14 +26,13 @@ def compile_library(
     `tiles` are the tiles of the GEMM to compile; none stands for all.
     """
 
-    chosen = {"MMCOMPILE_EMULATED_TILES": ",".join(map(str, tiles))} if tiles else {}
-    return compile_shared_library(
-        "mmcompile_emulated",
-        [plugins / file for file in emulation.FILES],
-        defines=dict(EMULATOR_DEFINES) | chosen,
+    recipe = Recipe(
+        defines={"MMCOMPILE_EMULATED_TILES": ",".join(map(str, tiles))} if tiles else {},
         includes=[plugins / folder for folder in emulation.FOLDERS],
-        flags=(*flags, "-Wno-unknown-pragmas"),
+        flags=(*flags, "-DMMCOMPILE_EMULATE", "-Wno-unknown-pragmas"),
     )
+    sources = [plugins / file for file in emulation.FILES]
+    return compile_shared_library("mmcompile_emulated", sources, recipe)
 
 
 @cache
