@@ -132,8 +132,9 @@ def linear_case(
     rows: int,
     types: tuple[int, int],
     extras: Extras = PLAIN,
+    kind: str = "normal",
 ) -> Case:
-    """A layer on random x and weights of ordinary size."""
+    """A layer on random x, of a kind of X_KINDS, and weights of ordinary size."""
     random = trial.random
     weight = any_operand(random, shape, weight_formats(shape), shape.out_channels, (118, 124))
     bias = residual = None
@@ -141,7 +142,7 @@ def linear_case(
         bias = random.standard_normal(shape.out_channels, np.float32)
     if extras.residual:
         residual = narrow(random.standard_normal((rows, shape.out_channels), np.float32), types[1])
-    x = random_x(random, "normal", rows, shape.in_channels, types[0])
+    x = random_x(random, kind, rows, shape.in_channels, types[0])
     constants = pack_constants(weight, shape, random_order(random, shape), bias)
     inputs = Inputs(x, types, residual, extras.in_place)
     return Case(DeviceLayer(trial.place, shape, constants, inputs), weight)

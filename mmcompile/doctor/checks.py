@@ -104,12 +104,12 @@ def layers(
 ) -> None:
     """The whole layer is within the bound; its halves, one after the other, give the same bits.
 
-    Types of x and y take turns.
+    Types of x and y take turns, and so do kinds of x, but for the last, whose y would be NaN.
     """
     for i, size in enumerate(sizes):
         extras = Extras(bias=i % 2 == 0, residual=i % 3 != 0, in_place=i % 3 == 1)
         shape, chosen = size.shape(split, *LAYER_SCALES), types[i % len(types)]
-        case = linear_case(trial, shape, size.rows, chosen, extras)
+        case = linear_case(trial, shape, size.rows, chosen, extras, X_KINDS[i % 3])
         wanted, layer = case.reference(), case.layer
         for part in trial.tactics(layer):
             with part:
