@@ -61,6 +61,11 @@ class Baseline:
         """The builder's."""
         return self.builder.triton
 
+    @property
+    def ahead_of_time(self) -> bool:
+        """The builder's."""
+        return self.builder.ahead_of_time
+
     def write(
         self,
         source: SourceModel,

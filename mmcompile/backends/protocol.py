@@ -120,6 +120,10 @@ class Backend(Protocol):
     def triton(self) -> bool:
         """Whether the Triton server's TensorRT back end runs its engines."""
 
+    @property
+    def ahead_of_time(self) -> bool:
+        """Whether it builds for a GPU that is not here."""
+
     def missing(self, target: str) -> EnvironmentProblem | None:
         """Why it cannot build for an architecture on this machine; None where it can."""
 

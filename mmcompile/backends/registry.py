@@ -28,12 +28,14 @@ class Wanted:
         name: its name, or `AUTO`.
         target: the architecture to build for, e.g. `sm_120`.
         triton: the Triton server has to run its engines.
+        ahead_of_time: it has to build for a GPU that is not here.
         library: why there is no plugin library; None where there is one.
     """
 
     name: str
     target: str
     triton: bool = False
+    ahead_of_time: bool = False
     library: EnvironmentProblem | None = None
 
 
@@ -124,6 +126,9 @@ def _obstacle(backend: Backend, wanted: Wanted) -> EnvironmentProblem | None:
     if wanted.triton and backend.file is not None and not backend.triton:
         reason = f"Triton's TensorRT back end does not run engines by {backend.title}"
         return EnvironmentProblem("triton-backend", "--triton", reason, "leave it out")
+    if wanted.ahead_of_time and not backend.ahead_of_time:
+        reason = f"{backend.title} builds nothing for a GPU that is not here"
+        return EnvironmentProblem("not-ahead-of-time", "--backend", reason, "choose another one")
     problem = backend.missing(wanted.target)
     if problem is None and backend.needs_plugin:
         problem = wanted.library

@@ -60,6 +60,11 @@ class EngineBackend:
         """Whether the Triton server runs its engines."""
         return self.product.triton
 
+    @property
+    def ahead_of_time(self) -> bool:
+        """Whether it builds for a GPU that is not here."""
+        return self.product.ahead_of_time
+
     def missing(self, target: str) -> EnvironmentProblem | None:
         """Why no engine can be built here: the GPU, the package or its release."""
         product = self.product
