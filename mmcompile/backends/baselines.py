@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from mmcompile.backends.engines.interface import Interface
 from mmcompile.backends.engines.meta import BundleMeta, EngineMeta
+from mmcompile.backends.engines.plugin import PluginLibrary
 from mmcompile.backends.protocol import Built, Job, Runner, Step, Timeable, TimedEngine
 from mmcompile.errors import EnvironmentProblem
 from mmcompile.finding import Finding
@@ -119,9 +120,9 @@ class Baseline:
         """What its builder finds."""
         return self.builder.examine()
 
-    def timed(self, plan: bytes, library: Path | None, machine: Machine) -> TimedEngine:
+    def timed(self, plan: bytes, plugin: PluginLibrary | None, machine: Machine) -> TimedEngine:
         """An engine for timing."""
-        del library
+        del plugin
         return self.builder.timed(plan, None, machine)
 
 

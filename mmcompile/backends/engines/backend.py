@@ -14,7 +14,7 @@ from mmcompile.backends.engines.diagnosis import examine
 from mmcompile.backends.engines.interface import Interface
 from mmcompile.backends.engines.isolation import build_isolated, load_isolated
 from mmcompile.backends.engines.meta import BundleMeta, EngineMeta
-from mmcompile.backends.engines.plugin import plugin_creator
+from mmcompile.backends.engines.plugin import PluginLibrary, plugin_creator
 from mmcompile.backends.engines.product import Product
 from mmcompile.backends.engines.running import EngineRunner
 from mmcompile.backends.engines.timing import LoadedEngine
@@ -160,15 +160,15 @@ class EngineBackend:
         """Whether the package is here, and whether its registry takes the plugin."""
         return examine(self.product)
 
-    def timed(self, plan: bytes, library: Path | None, machine: Machine) -> LoadedEngine:
+    def timed(self, plan: bytes, plugin: PluginLibrary | None, machine: Machine) -> LoadedEngine:
         """An engine for timing.
 
         Raises:
             EnvironmentProblem: it is refused.
         """
         tensorrt = trt.load(self.product)
-        if library is not None:
-            trt.load_plugin(tensorrt, library, plugin_creator())
+        if plugin is not None:
+            trt.load_plugin(tensorrt, plugin.path, plugin.creator)
         return LoadedEngine(tensorrt, plan, machine)
 
     def _device(self, target: str) -> Device | None:
