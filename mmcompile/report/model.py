@@ -321,6 +321,8 @@ class EngineInfo(_Record, frozen=True):
         loaded: whether it was loaded where it was built.
         plugin: whether the plugin library lies in the output folder.
         profiles: what the engine is or will be built for, in the notation of `--shapes`.
+        precision: lines that say what its layers run, what was lost, what cannot be told; each
+            layer stands in `engine.meta.json`.
     """
 
     summary: str
@@ -330,6 +332,7 @@ class EngineInfo(_Record, frozen=True):
     loaded: bool = False
     plugin: bool = False
     profiles: tuple[str, ...] = ()
+    precision: tuple[str, ...] = ()
 
 
 class Report(_Record, frozen=True):

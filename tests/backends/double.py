@@ -363,7 +363,8 @@ class EngineInspector:
 
     def get_engine_information(self, layer_information_format):
         assert str(layer_information_format) == "LayerInformationFormat.JSON"
-        return json.dumps({"Layers": [], "Bindings": [n for n, _, _ in self._content["inputs"]]})
+        bindings = [name for name, _, _ in self._content["inputs"]]
+        return json.dumps({"Layers": faults.layers, "Bindings": bindings})
 
 
 class IProfiler:

@@ -53,6 +53,7 @@ def test_stock_variants_and_a_compiled_model(work, tensorrt):  # noqa: F811
     for variant in document["variants"]:
         assert variant["error"] is None
         assert variant["engine_bytes"] > 0 and variant["build_seconds"] > 0
+        assert variant["precision"]["asked"] == 2 == len(variant["precision"]["unverified"])
         assert [(p["batch"], p["sequence"]) for p in variant["points"]] == [(1, 1), (2, 3)]
         for point in variant["points"]:
             assert point["error"] is None and point["seconds"] > 0
