@@ -94,11 +94,16 @@ def candidates(wanted: Wanted) -> Sequence[Backend]:
     """The back ends that come into question, in order.
 
     Raises:
-        UsageError: there is none of that name, or Triton does not run its engines.
+        UsageError: there is none of that name, Triton does not run its engines, or it builds
+            nothing ahead of time.
     """
     if wanted.name == AUTO:
-        return [each for each in BACKENDS.values() if each.automatic]
+        automatic = [each for each in BACKENDS.values() if each.automatic]
+        return [each for each in automatic if each.ahead_of_time or not wanted.ahead_of_time]
     backend = find_backend(wanted.name)
+    if wanted.ahead_of_time and not backend.ahead_of_time:
+        reason = f"{backend.title} builds nothing for a GPU that is not here"
+        raise UsageError("not-ahead-of-time", "--backend", reason, "leave it out")
     if wanted.triton and backend.file is not None and not backend.triton:
         reason = f"Triton's TensorRT back end does not run engines by {backend.title}"
         raise UsageError("triton-backend", "--triton", reason, "leave it out, or --backend")
@@ -109,7 +114,8 @@ def choose(wanted: Wanted) -> Choice:
     """The first back end that can build.
 
     Raises:
-        UsageError: there is none of that name, or Triton does not run its engines.
+        UsageError: there is none of that name, Triton does not run its engines, or it builds
+            nothing ahead of time.
     """
     problems: list[EnvironmentProblem] = []
     for backend in candidates(wanted):
@@ -126,9 +132,6 @@ def _obstacle(backend: Backend, wanted: Wanted) -> EnvironmentProblem | None:
     if wanted.triton and backend.file is not None and not backend.triton:
         reason = f"Triton's TensorRT back end does not run engines by {backend.title}"
         return EnvironmentProblem("triton-backend", "--triton", reason, "leave it out")
-    if wanted.ahead_of_time and not backend.ahead_of_time:
-        reason = f"{backend.title} builds nothing for a GPU that is not here"
-        return EnvironmentProblem("not-ahead-of-time", "--backend", reason, "choose another one")
     problem = backend.missing(wanted.target)
     if problem is None and backend.needs_plugin:
         problem = wanted.library

@@ -16,7 +16,7 @@ from mmcompile.backends.engines.meta import BuildChoices
 from mmcompile.backends.engines.options import AUTO, BuildOptions
 from mmcompile.backends.engines.plugin import PluginLibrary, find_plugin, plugin_creator
 from mmcompile.backends.engines.shapes import Profile, Span
-from mmcompile.backends.protocol import Backend, Job, Timeable
+from mmcompile.backends.protocol import Job, Timeable
 from mmcompile.backends.registry import NOTHING
 from mmcompile.bench.engines import Bench, Variant
 from mmcompile.bench.points import Point, Shapes, input_shapes
@@ -137,9 +137,7 @@ class Lineup:
     work: Workshop
 
 
-def line_up(
-    model: Path, options: EngineBenchOptions, work: Workshop, progress: Progress
-) -> Lineup:
+def line_up(model: Path, options: EngineBenchOptions, work: Workshop, progress: Progress) -> Lineup:
     """Writes stock baselines of a model, compiles it, and adds the models that are named.
 
     MicroMix is compiled from the FP16 baseline, so that all variants but the linears are alike.
@@ -151,6 +149,7 @@ def line_up(
         progress: told how far it is.
 
     Raises:
+        UsageError: two variants have one name.
         MMCompileError: the model or the data cannot be used.
     """
     target = parse_target(options.gpu or DEFAULT_TARGET)
@@ -166,32 +165,19 @@ def line_up(
     if has_plan and MICROMIX not in dict(options.named):
         variants.append(_micromix(work, options))
     variants += [_variant(title, path) for title, path in options.named]
+    names = [variant.name for variant in variants]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        remedy = "give every model a name of its own"
+        raise UsageError("variant-twice", "--engine", f"two variants are called {twice}", remedy)
     bench = Bench(
         model=str(model),
         points=options.points,
         shapes=shapes.__getitem__,
         nodes=[node.name for node in prepared.source.proto.graph.node],
         linears=[site.node for group in prepared.groups for site in group.sites],
-        versions=versions_of(work.builder),
+        versions={"mmcompile": __version__, work.builder.title: work.builder.version()},
     )
     return Lineup(bench, variants, work)
-
-
-def versions_of(builder: Backend) -> dict[str, str]:
-    """Of mmcompile and what builds the engines."""
-    return {"mmcompile": __version__, builder.title: builder.version()}
-
-
-def timeable(backend: Backend) -> Timeable:
-    """A back end, if its engines can be timed.
-
-    Raises:
-        UsageError: they cannot.
-    """
-    if not isinstance(backend, Timeable):
-        reason = f"engines by {backend.title} cannot be timed"
-        raise UsageError("not-timeable", "--backend", reason, "choose another back end")
-    return backend
 
 
 def profile_of(
