@@ -23,15 +23,7 @@ from tests.bench.machine import FakeMachine
 from tests.bench.test_engines import Engine, bench
 from tests.doctor.cuda import install
 from tests.models import weight
-from tests.workplace import Workplace, call
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    return Workplace(tmp_path)
+from tests.workplace import call
 
 
 def modelled(work, *more):
