@@ -21,12 +21,13 @@ from mmcompile.bench.engines import Bench, Rig, Variant, bench_engines, timeable
 from mmcompile.bench.points import Point
 from mmcompile.bench.results import EngineBench
 from mmcompile.cuda.machine import GpuMachine
+from mmcompile.documents import Document
 from mmcompile.errors import EnvironmentProblem, UsageError
 from mmcompile.output import disk_errors
 from mmcompile.progress import Progress
 
 MANIFEST = "bench.json"
-FORMAT = 1
+VERSION = 1
 """Version of the file."""
 NOTICE = (
     "Built ahead of time on a machine without their GPU: nothing was loaded and nothing was timed. "
@@ -71,7 +72,7 @@ class PreparedBench(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole folder.
 
     Attributes:
-        format: `FORMAT`.
+        version: `VERSION`.
         mmcompile: version of mmcompile.
         kind: `prepared`.
         notice: that nothing was timed.
@@ -79,8 +80,8 @@ class PreparedBench(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         model: the original.
         target: the architecture that the engines are for, e.g. `sm_120`.
         backend: name of the back end that built them.
-        product: what people call it.
-        version: its version.
+        builder: what people call it.
+        builder_version: its version.
         plugin: the plugin and its library; None where no engine needs it.
         points: sizes that the engines were built for, and are timed at.
         variants: the engines, the reference first.
@@ -89,7 +90,7 @@ class PreparedBench(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sha256: of everything else here, as `digest` gives it.
     """
 
-    format: int
+    version: int
     mmcompile: str
     kind: str
     notice: str
@@ -97,8 +98,8 @@ class PreparedBench(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     target: str
     backend: str
-    product: str
-    version: str
+    builder: str
+    builder_version: str
     plugin: PluginMeta | None
     points: tuple[PreparedPoint, ...]
     variants: tuple[PreparedVariant, ...]
@@ -119,9 +120,13 @@ class PreparedBench(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return hashlib.sha256(content).hexdigest()
 
 
-class _Header(msgspec.Struct):
-    format: int
-    mmcompile: str
+DOCUMENT = Document(
+    name="bench",
+    kind=PreparedBench,
+    version=VERSION,
+    remedy="give the folder that `mmcompile bench --prepare` wrote, with all of its files",
+    renewal=_AGAIN,
+)
 
 
 def write_prepared(folder: Path, prepared: PreparedBench) -> PreparedBench:
@@ -145,21 +150,10 @@ def read_prepared(folder: Path) -> PreparedBench:
         EnvironmentProblem: a file is missing, cut short or changed.
     """
     path = folder / MANIFEST
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        remedy = "give the folder that `mmcompile bench --prepare` wrote, with all of its files"
-        raise UsageError("bench-missing", path, reason, remedy) from None
-    try:
-        header = msgspec.json.decode(content, type=_Header)
-        if (header.format, header.mmcompile) != (FORMAT, __version__):
-            reason = f"mmcompile {header.mmcompile} wrote format {header.format}; here is "
-            reason += f"mmcompile {__version__}, format {FORMAT}"
-            raise UsageError("bench-version", path, reason, _AGAIN)
-        prepared = msgspec.json.decode(content, type=PreparedBench)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError("bench-damaged", path, f"it is damaged: {error}", _AGAIN) from None
+    prepared = DOCUMENT.read(path)
+    if prepared.mmcompile != __version__:
+        reason = f"mmcompile {prepared.mmcompile} wrote it; here is {__version__}"
+        raise UsageError("bench-mmcompile", path, reason, _AGAIN)
     remedy = "copy the whole folder again, or prepare it again"
     if prepared.digest() != prepared.sha256:
         reason = "it is not as it was written: its SHA-256 is another"
@@ -184,9 +178,11 @@ def run_prepared(folder: Path, progress: Progress) -> EngineBench:
     prepared = read_prepared(folder)
     backend = timeable(find_backend(prepared.backend, folder / MANIFEST))
     here = backend.version()
-    if here != prepared.version:
-        reason = f"{prepared.product} {prepared.version} built the engines; here is {here}"
-        remedy = f"install {prepared.product} {prepared.version}, or prepare the folder again"
+    if here != prepared.builder_version:
+        reason = f"{prepared.builder} {prepared.builder_version} built the engines; here is {here}"
+        remedy = (
+            f"install {prepared.builder} {prepared.builder_version}, or prepare the folder again"
+        )
         raise EnvironmentProblem("bench-builder", folder, reason, remedy)
     machine = GpuMachine()
     target = f"sm_{machine.facts.architecture}"
@@ -213,7 +209,7 @@ def run_prepared(folder: Path, progress: Progress) -> EngineBench:
         }.__getitem__,
         nodes=prepared.nodes,
         linears=prepared.linears,
-        versions={"mmcompile": prepared.mmcompile, prepared.product: prepared.version},
+        versions={"mmcompile": prepared.mmcompile, prepared.builder: prepared.builder_version},
     )
     variants = [
         Variant(each.name, Path(each.model), each.needs_plugin, each.expected)

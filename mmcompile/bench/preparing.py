@@ -19,9 +19,9 @@ from mmcompile.backends.engines.precision import compare, realized_file
 from mmcompile.backends.registry import Wanted, choose
 from mmcompile.bench.engines import FAILURES, Variant, reason_of, timeable
 from mmcompile.bench.prepared import (
-    FORMAT,
     MANIFEST,
     NOTICE,
+    VERSION,
     PreparedBench,
     PreparedPoint,
     PreparedVariant,
@@ -72,7 +72,7 @@ def prepare_bench(
             )
         )
         prepared = PreparedBench(
-            format=FORMAT,
+            version=VERSION,
             mmcompile=__version__,
             kind="prepared",
             notice=NOTICE,
@@ -80,8 +80,8 @@ def prepare_bench(
             model=str(model),
             target=target,
             backend=builder.name,
-            product=builder.title,
-            version=builder.version(),
+            builder=builder.title,
+            builder_version=builder.version(),
             plugin=packing.plugin(),
             points=tuple(
                 PreparedPoint(point.batch, point.sequence, dict(found.bench.shapes(point)))

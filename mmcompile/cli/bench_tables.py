@@ -158,7 +158,7 @@ def print_engines(bench: EngineBench, verbose: bool) -> None:
 def print_prepared(bench: PreparedBench) -> None:
     """Engines that were built and not timed: their sizes, and what their layers run."""
     console = open_console()
-    line = f"PREPARED for {bench.target} by {bench.product} {bench.version}, not timed"
+    line = f"PREPARED for {bench.target} by {bench.builder} {bench.builder_version}, not timed"
     console.print(Text(line, "bold"), soft_wrap=True)
     console.print(Text(bench.notice))
     sizes = {each.name: each.engine.bytes for each in bench.variants if each.engine is not None}

@@ -78,7 +78,11 @@ def test_what_is_printed(work, rtx):  # noqa: F811
 def test_the_folder_holds_all_of_it(folder):
     found = read_prepared(folder)
     assert (found.kind, found.notice) == ("prepared", NOTICE)
-    assert (found.target, found.product, found.version) == ("sm_120", "TensorRT-RTX", VERSION)
+    assert (found.target, found.builder, found.builder_version) == (
+        "sm_120",
+        "TensorRT-RTX",
+        VERSION,
+    )
     assert [variant.name for variant in found.variants] == ["FP16", "FP8", "MicroMix"]
     assert [variant.needs_plugin for variant in found.variants] == [False, False, True]
     assert [variant.model for variant in found.variants][:2] == [
@@ -128,7 +132,7 @@ def test_a_changed_byte_is_found_in_every_file(folder):
         place = content.index(b'"linears"') - 20 if path.name == MANIFEST else len(content) // 2
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         line = call("bench", "--run", folder).line()
-        assert path.name in line and ("-changed]" in line or "-damaged]" in line), line
+        assert path.name in line and ("-changed]" in line or "-malformed]" in line), line
         path.write_bytes(content)
     assert call("bench", "--run", folder).code == 0
 
@@ -141,14 +145,20 @@ def test_a_cut_file_is_found(folder):
 
 def test_a_manifest_that_is_none(folder):
     (folder / MANIFEST).write_text("{")
-    refused(folder, "bench-damaged", 2)
+    refused(folder, "bench-malformed", 2)
     (folder / MANIFEST).unlink()
-    refused(folder, "bench-missing", 2)
+    refused(folder, "bench-unreadable", 2)
 
 
 def test_another_mmcompile(folder, monkeypatch):
     monkeypatch.setattr(prepared, "__version__", "99.0")
-    assert "99.0" in refused(folder, "bench-version", 2)
+    assert "99.0" in refused(folder, "bench-mmcompile", 2)
+
+
+def test_another_version_of_the_file(folder, monkeypatch):
+    later = dataclasses.replace(prepared.DOCUMENT, version=99)
+    monkeypatch.setattr(prepared, "DOCUMENT", later)
+    refused(folder, "bench-version", 2)
 
 
 def test_another_release_of_the_builder(folder, rtx):

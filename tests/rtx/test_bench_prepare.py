@@ -14,6 +14,7 @@ from tests.doctor.cuda import install
 from tests.plugin.building import prebuilt_plugin
 from tests.workplace import Result, call
 
+pytestmark = pytest.mark.slow
 VARIANTS = {"FP16": "FP16", "FP8": "FP8", "MXFP8": "MXFP8", "NVFP4": "NVFP4", "MicroMix": "plugin"}
 
 
@@ -44,7 +45,7 @@ def run(folder, monkeypatch) -> Result:
 def test_every_variant_has_an_engine(folder):
     target, shown = folder
     found = read_prepared(target)
-    assert (found.target, found.product) == ("sm_120", "TensorRT-RTX")
+    assert (found.target, found.builder) == ("sm_120", "TensorRT-RTX")
     assert [variant.name for variant in found.variants] == list(VARIANTS)
     for variant in found.variants:
         assert variant.error is None
