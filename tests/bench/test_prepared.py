@@ -15,10 +15,11 @@ from mmcompile.backends.registry import BACKENDS
 from mmcompile.backends.tensorrt_rtx import BACKEND, PRODUCT, TensorRTRTXBackend
 from mmcompile.bench import prepared
 from mmcompile.bench.prepared import MANIFEST, NOTICE, read_prepared
-from tests.backends.conftest import install  # noqa: F401
+from tests.backends.conftest import install, library  # noqa: F401
 from tests.bench.test_engine_bench import Gpu, work  # noqa: F401
 from tests.workplace import ROOT, call
 
+pytestmark = pytest.mark.slow
 VERSION = "1.7.1.116"
 POINTS = ("--point", "1x1", "--point", "2x3")
 
