@@ -247,7 +247,7 @@ def test_threads_may_read(tmp_path):
 MEMORY_SCRIPT = """
 import resource, sys
 from pathlib import Path
-from mmcompile.model import ModelWriter, load_model
+from mmcompile.model.source import load_model
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
