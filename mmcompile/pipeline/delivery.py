@@ -329,7 +329,7 @@ def _remove_other_engines(folder: Path, built: EngineMeta) -> None:
 def _wanted(
     options: BuildOptions, target: str, no_library: EnvironmentProblem | None = None
 ) -> Wanted:
-    return Wanted(options.backend, target, options.triton is not None, no_library)
+    return Wanted(options.backend, target, options.triton is not None, library=no_library)
 
 
 def _is_demanded(options: BuildOptions) -> bool:
