@@ -16,7 +16,7 @@ from mmcompile.backends.engines.options import AUTO, BuildOptions
 from mmcompile.backends.engines.plugin import find_plugin
 from mmcompile.backends.engines.shapes import Profile, Span
 from mmcompile.backends.protocol import Job, Timeable, TimedEngine
-from mmcompile.backends.registry import NOTHING, Wanted, choose
+from mmcompile.backends.registry import NOTHING, Wanted, choose, installed
 from mmcompile.bench.engines import Bench, Rig, Variant, bench_engines
 from mmcompile.bench.kernel_bench import WITHOUT_GPU, check_gpu
 from mmcompile.bench.points import Point, Shapes, input_shapes
@@ -114,6 +114,7 @@ def _open(options: EngineBenchOptions) -> tuple[Timeable, GpuMachine]:
         UsageError: it is another GPU than asked for, or the engines cannot be timed.
     """
     try:
+        installed(options.backend).demand()
         machine = GpuMachine()
         target = f"sm_{machine.facts.architecture}"
         backend = choose(Wanted(options.backend, target)).demand()
