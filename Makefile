@@ -11,13 +11,15 @@ export MPLCONFIGDIR := $(CURDIR)/build/cache/matplotlib
 export HF_HOME := $(CURDIR)/build/cache/huggingface
 export ORT_DISABLE_TELEMETRY := 1
 export PYTHONPATH := $(CURDIR)
+# Without compiled modules on disk every process that the tests start would compile them anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The CUDA libraries are built where nvcc is: on the machine, or (`make nvcc`) from PyPI.
 NVCC_ROOT := $(CURDIR)/build/nvcc
 NVCC := $(firstword $(wildcard $(CUDACXX)) $(shell command -v nvcc 2> /dev/null) \
   $(wildcard /usr/local/cuda/bin/nvcc $(NVCC_ROOT)/nvidia/cu13/bin/nvcc))
 
-.PHONY: help dev plugin nvcc demo test lint types bench wheel clean
+.PHONY: help dev plugin nvcc demo check test lint types bench wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
@@ -64,6 +66,9 @@ demo: dev  ## compile a real model (MiniLM-L6) and report on it
 	@$(RUN) examples/minilm/prepare.py $(DEMO)
 	@$(RUN) -m mmcompile $(DEMO)/model.onnx --gpu sm_120 --calib $(DEMO)/calibration.txt \
 	  --tokenizer $(DEMO)/tokenizer.json --verify-data $(DEMO)/heldout.txt -o $(DEMO)/out
+
+check: lint types  ## style, types and the fast tests, in about two minutes
+	@$(RUN) -m pytest --numprocesses 2 --dist loadfile --quiet -m "not slow"
 
 test: dev $(if $(NVCC),plugin)  ## run all tests
 	@$(RUN) -m pytest --numprocesses 2 --dist loadfile

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 import shutil
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+from benchmarks.measure import Timing
 
 Enqueue = Callable[[int | None], object]
 """Puts one call on a stream, given as `cudaStream_t`."""
@@ -27,30 +27,6 @@ SECONDS = 0.05
 _SLEEP_CYCLES = 4_000_000
 CACHE_MULTIPLE = 4
 """Copies of operands fill the L2 cache so many times."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per call, one figure per replay of a graph."""
-
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """The middle replay."""
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> float:
-        """Half the distance between the quartiles, as a share of the median."""
-        if len(self.seconds) < 4:
-            return 0.0
-        low, _, high = statistics.quantiles(self.seconds, n=4)
-        return (high - low) / 2 / self.median
-
-    def __str__(self) -> str:
-        """Microseconds and spread."""
-        return f"{self.median * 1e6:.1f} ±{self.spread:.0%}"
 
 
 class Clock(Protocol):

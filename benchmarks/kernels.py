@@ -27,18 +27,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kernel_layers import Bench, Calls, Workshop, instruction_shares
-from benchmarks.kernel_tables import FigureTable
 from benchmarks.kernel_timing import (
     Clock,
     Enqueue,
     GraphClock,
     RehearsalClock,
-    Timing,
     copies_for,
     copy_rate,
     device_facts,
     highest_clock,
 )
+from benchmarks.measure import Timing
+from benchmarks.tables import FigureTable
 from mmcompile.kernels import BFLOAT16, FLOAT16, KernelError, KernelLibrary
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,9 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmcompile.backends.engines.interface import Interface
 from mmcompile.backends.engines.meta import BundleMeta, EngineMeta
-from mmcompile.backends.protocol import Built, Job, Runner, Step, Timeable, TimedEngine
+from mmcompile.backends.protocol import (
+    Built,
+    Job,
+    Loaded,
+    Runner,
+    Step,
+    Timeable,
+    TimedEngine,
+)
 from mmcompile.errors import EnvironmentProblem
 from mmcompile.finding import Finding
 from mmcompile.model.passes.baselines import KINDS, Kind, write_baseline
@@ -97,7 +104,7 @@ class Baseline:
         """Builds an engine without any plugin."""
         return self.builder.build(replace(job, library=None))
 
-    def check(self, job: Job, built: Built) -> Interface | None:
+    def check(self, job: Job, built: Built) -> Loaded | None:
         """Loads an engine without any plugin."""
         return self.builder.check(replace(job, library=None), built)
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from mmcompile.backends.engines.interface import Interface
 from mmcompile.backends.engines.meta import BundleMeta, EngineMeta
-from mmcompile.backends.protocol import Built, Job, Step
+from mmcompile.backends.protocol import Built, Job, Loaded, Step
 from mmcompile.errors import EnvironmentProblem
 from mmcompile.finding import Finding
 
@@ -52,7 +51,7 @@ class NoBackend:
         del job
         raise _refusal()
 
-    def check(self, job: Job, built: Built) -> Interface | None:
+    def check(self, job: Job, built: Built) -> Loaded | None:
         """Loads nothing."""
         del job, built
         return None

@@ -66,6 +66,20 @@ class Built:
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """An engine that was loaded where it was built.
+
+    Attributes:
+        interface: its inputs and outputs.
+        inspection: what the runtime tells of its layers, as the JSON of TensorRT's engine
+            inspector; empty where it tells nothing.
+    """
+
+    interface: Interface
+    inspection: str = ""
+
+
+@dataclass(frozen=True)
 class Step:
     """Commands that do with other tools what mmcompile does; a step of `reproduce.sh`.
 
@@ -140,8 +154,8 @@ class Backend(Protocol):
             MMCompileError: with the reason, and the ONNX node concerned where it is known.
         """
 
-    def check(self, job: Job, built: Built) -> Interface | None:
-        """Loads an engine: its inputs and outputs, or None where it cannot be loaded here.
+    def check(self, job: Job, built: Built) -> Loaded | None:
+        """Loads an engine: what it tells of itself, or None where it cannot be loaded here.
 
         Raises:
             MMCompileError: it is refused.

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from mmcompile import __version__
 from mmcompile.backends.baselines import Baseline, baselines
+from mmcompile.backends.engines.expectations import expected_by_graph
 from mmcompile.backends.engines.meta import BuildChoices
 from mmcompile.backends.engines.options import AUTO, BuildOptions
 from mmcompile.backends.engines.plugin import find_plugin
@@ -93,7 +95,7 @@ def engine_bench(model: Path, options: EngineBenchOptions, progress: Progress) -
         has_plan = (options.data.calibration or options.plan) is not None
         if has_plan and MICROMIX not in dict(options.named):
             variants.append(_micromix(work, options))
-        variants += [Variant(title, path) for title, path in options.named]
+        variants += [_variant(title, path) for title, path in options.named]
         bench = Bench(
             model=str(model),
             points=options.points,
@@ -157,7 +159,7 @@ def _baselines(run: Run, work: _Builder) -> Iterator[Variant]:
             baseline.write(prepared.source, prepared.groups, amax, folder)
         except MMCompileError as error:
             work.unwritten[baseline.title] = error
-        yield Variant(baseline.title, folder / "model.onnx")
+        yield _variant(baseline.title, folder / "model.onnx")
 
 
 def _micromix(work: _Builder, options: EngineBenchOptions) -> Variant:
@@ -179,7 +181,16 @@ def _micromix(work: _Builder, options: EngineBenchOptions) -> Variant:
         compile_model(base, compiling)
     except MMCompileError as error:
         work.unwritten[MICROMIX] = error
-    return Variant(MICROMIX, target / "model.onnx")
+    return _variant(MICROMIX, target / "model.onnx")
+
+
+def _variant(name: str, model: Path) -> Variant:
+    """A variant with the precision that its graph asks for; building tells what it lacks."""
+    try:
+        proto = onnx.load(model, load_external_data=False)
+    except (OSError, DecodeError):
+        return Variant(name, model)
+    return Variant(name, model, expected=expected_by_graph(proto))
 
 
 def _amax(run: Run) -> Mapping[str, float]:

@@ -16,10 +16,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from mmcompile.backends.engines.inspector import parse_layers
 from mmcompile.backends.engines.interface import TensorSpec
+from mmcompile.backends.engines.layer_precision import Expected, PrecisionCheck
+from mmcompile.backends.engines.precision import compare, realized
 from mmcompile.backends.protocol import TimedEngine
 from mmcompile.bench.points import Point, Shapes
-from mmcompile.bench.profiles import join_profile, parse_layers
+from mmcompile.bench.profiles import join_profile
 from mmcompile.bench.results import METHOD, EngineBench, TimedPoint, TimedVariant
 from mmcompile.cuda.clocks import Clocks, read_clocks
 from mmcompile.cuda.driver import GpuFacts
@@ -45,11 +48,13 @@ class Variant:
         name: such as `FP16`.
         model: its ONNX file.
         plugin: the library that it needs, or None.
+        expected: the precision that its graph asks for.
     """
 
     name: str
     model: Path
     plugin: Path | None = None
+    expected: tuple[Expected, ...] = ()
 
 
 Build = Callable[[Variant], bytes]
@@ -137,6 +142,7 @@ def _time_variant(bench: Bench, variant: Variant, rig: Rig) -> TimedVariant:
     except _FAILURES as error:
         return TimedVariant(name, model, _reason(error), seconds, len(plan))
     after = machine.used_bytes()
+    precision = _precision(variant, plan, engine)
     timed = [_time_point(bench, engine, machine, point, rig.facts) for point in bench.points]
     if bench.profiled:
         # After all times: TensorRT keeps a profiler attached, and slows down.
@@ -148,7 +154,17 @@ def _time_variant(bench: Bench, variant: Variant, rig: Rig) -> TimedVariant:
         engine_bytes=len(plan),
         device_bytes=after - before if before is not None and after is not None else None,
         points=tuple(timed),
+        precision=precision,
     )
+
+
+def _precision(variant: Variant, plan: bytes, engine: TimedEngine) -> PrecisionCheck:
+    """What the engine runs, beside what the variant's graph asks for."""
+    try:
+        inspection = engine.inspection()
+    except _FAILURES:
+        inspection = ""
+    return compare(variant.expected, realized(plan, inspection, variant.expected))
 
 
 def _time_point(

@@ -29,6 +29,8 @@ ASSUMPTIONS = (
     "weights and their scales are read once; launches and the quantization of x cost nothing",
     "all operands lie in memory; what stays in the L2 cache from run to run can beat the bound",
     "the tensor cores run at the boost clock, the memory at its full bandwidth",
+    "MXFP8 is what the GPU can do: TensorRT-RTX 1.7.1 dequantizes stock MXFP8 layers and "
+    "multiplies in 16 bits (docs/baselines.md)",
 )
 PORTABLE = (
     "this GPU multiplies no block-scaled operands: the kernels decode them and multiply in 16 bits"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmcompile.backends.engines.precision import counts_text
 from mmcompile.bench.kernels import KernelBench
 from mmcompile.bench.limits import VARIANTS
 from mmcompile.bench.modelled import ModelledBench
-from mmcompile.bench.results import EngineBench, TimedVariant
+from mmcompile.bench.results import EngineBench, TimedVariant, precision_problems
 from mmcompile.report.bench import BenchPage, Chart, PageTable
 from mmcompile.report.summary import bytes_text
 
@@ -116,7 +117,8 @@ def _engines(bench: EngineBench) -> BenchPage:
     engines = [
         [
             v.name,
-            v.error or "built",
+            v.error or ("built" if v.is_realized else "precision not realized"),
+            "–" if v.precision is None else counts_text(v.precision.realized),
             f"{v.build_seconds:.0f} s" if v.build_seconds is not None else "–",
             bytes_text(v.engine_bytes),
             bytes_text(v.device_bytes),
@@ -130,11 +132,16 @@ def _engines(bench: EngineBench) -> BenchPage:
         facts=[("GPU", bench.gpu.name if bench.gpu else "–"), *bench.versions.items()],
         charts=[Chart(f"Speed over {reference}", labels, series)],
         tables=[
-            PageTable("Engines", ["Engine", "State", "Build", "Size", "Device memory"], engines, 2),
+            PageTable(
+                "Engines",
+                ["Engine", "State", "Layers run in", "Build", "Size", "Device memory"],
+                engines,
+                text_columns=3,
+            ),
             _times(bench),
             *(_profile(variant) for variant in bench.variants if variant.points),
         ],
-        notes=[],
+        notes=[line for variant in bench.variants for line in precision_problems(variant)],
     )
 
 

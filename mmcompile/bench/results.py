@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from mmcompile.backends.engines.layer_precision import PrecisionCheck
+from mmcompile.backends.engines.precision import precision_lines
 from mmcompile.cuda.clocks import Clocks
 from mmcompile.cuda.driver import GpuFacts
 
@@ -83,6 +85,7 @@ class TimedVariant(msgspec.Struct, frozen=True):
         engine_bytes: size of the serialized engine.
         device_bytes: device memory that it took with its context, without inputs and outputs.
         points: in the order asked for.
+        precision: what its layers run, beside what its graph asks for; None without an engine.
     """
 
     name: str
@@ -92,6 +95,12 @@ class TimedVariant(msgspec.Struct, frozen=True):
     engine_bytes: int | None = None
     device_bytes: int | None = None
     points: tuple[TimedPoint, ...] = ()
+    precision: PrecisionCheck | None = None
+
+    @property
+    def is_realized(self) -> bool:
+        """Whether no layer is known to run another precision than the variant stands for."""
+        return self.precision is None or not self.precision.lost
 
 
 class EngineBench(msgspec.Struct, frozen=True):
@@ -114,15 +123,32 @@ class EngineBench(msgspec.Struct, frozen=True):
     variants: tuple[TimedVariant, ...]
 
     def speed_over(self, reference: str) -> dict[tuple[str, int, int], float]:
-        """Speed over the reference variant, by variant, batch and sequence, where both ran."""
+        """Speed over the reference variant, by variant, batch and sequence, where both ran.
+
+        A variant that does not run the precision that it stands for is compared with nothing.
+        """
         times = {
             (variant.name, point.batch, point.sequence): point.seconds
             for variant in self.variants
             for point in variant.points
-            if point.seconds
+            if point.seconds and variant.is_realized
         }
         return {
             key: times[reference, *key[1:]] / seconds
             for key, seconds in times.items()
             if (reference, *key[1:]) in times
         }
+
+
+def precision_problems(variant: TimedVariant) -> tuple[str, ...]:
+    """Lines that say which layers lost their precision, and of which it cannot be told."""
+    check = variant.precision
+    if check is None:
+        return ()
+    lines = [f"{variant.name}: {line}" for line in precision_lines(check)[1:]]
+    if not variant.is_realized:
+        lines.append(
+            f"{variant.name} is not realized: {len(check.lost)} of {check.asked} layers do not "
+            "run what it stands for, so that its times are compared with nothing"
+        )
+    return tuple(lines)

@@ -20,8 +20,7 @@ from mmcompile.cli.options import (
 )
 from mmcompile.errors import UsageError
 from mmcompile.model.selection import Selection
-
-DEFAULT_GPU = "rtx5090"
+from mmcompile.targets.table import DEFAULT_GPU
 
 bench_options = options(
     click.option("--modelled", is_flag=True, help="Limits by the roofline; needs no GPU."),

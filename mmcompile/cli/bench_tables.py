@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from mmcompile.backends.engines.precision import counts_text
 from mmcompile.bench.kernels import KernelBench, KernelTiming
 from mmcompile.bench.limits import FP16, VARIANTS
 from mmcompile.bench.modelled import ModelledBench, ModelledLayer, ModelledPoint
 from mmcompile.bench.profiles import linear_seconds
-from mmcompile.bench.results import EngineBench, TimedPoint, TimedVariant
+from mmcompile.bench.results import EngineBench, TimedPoint, TimedVariant, precision_problems
 from mmcompile.cli.console import open_console
 from mmcompile.cuda.clocks import Clocks
 from mmcompile.report.summary import bytes_text, plain_text
@@ -132,7 +133,7 @@ def print_engines(bench: EngineBench, verbose: bool) -> None:
     heads = [f"{batch} × {sequence}\n{phase}" for batch, sequence, phase in points]
     table = open_table(
         f"Time of a run, ms ± spread, and speed over {reference}",
-        ("Engine",),
+        ("Engine", "Layers run in"),
         (*heads, "Engine size", "Device memory", "Build"),
     )
     for variant in bench.variants:
@@ -143,7 +144,9 @@ def print_engines(bench: EngineBench, verbose: bool) -> None:
             cells.append(_engine_cell(timed.get((batch, sequence)), ratio, variant, reference))
         build = f"{variant.build_seconds:.0f} s" if variant.build_seconds is not None else "–"
         sizes = [bytes_text(variant.engine_bytes), bytes_text(variant.device_bytes)]
-        table.add_row(variant.name, *cells, *sizes, build)
+        name = variant.name if variant.is_realized else f"{variant.name}, not realized"
+        runs = "–" if variant.precision is None else counts_text(variant.precision.realized)
+        table.add_row(name, plain_text(runs), *cells, *sizes, build)
     console.print(table)
     _print_problems(bench.variants, console)
     for variant in bench.variants:
@@ -164,6 +167,8 @@ def _print_problems(variants: Sequence[TimedVariant], console: Console) -> None:
     for variant in variants:
         if variant.error:
             console.print(Text(f"✗ {variant.name}: {variant.error}", style="bold red"))
+        for line in precision_problems(variant):
+            console.print(Text(plain_text(line), style="yellow"))
         for point in variant.points:
             head = f"{variant.name} at {point.batch} × {point.sequence}"
             if point.error:

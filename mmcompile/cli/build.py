@@ -21,9 +21,12 @@ def build_command(folder: Path, **values: Any) -> None:
     TensorRT builds on the GPU that the engine is for, TensorRT-RTX without any. Options that are
     given win over those of the compilation. An earlier engine stays until the new one is complete.
     """
+    from mmcompile.backends.engines.precision import precision_lines
     from mmcompile.pipeline.delivery import build_bundle
 
     built, files = build_bundle(folder, make_build(values))
     click.echo(str(built))
+    for line in precision_lines(built.precision):
+        click.echo(line)
     for file in files:
         click.echo(f"wrote {file}")

@@ -44,6 +44,7 @@ SECTIONS = {
         "workspace",
         "embed_plugin",
         "weight_streaming",
+        "allow_fallback",
         "triton",
     ),
     "Analysis": ("sections", "budgets", "other_calib", "stress_data", "measured_layers"),

@@ -1,4 +1,4 @@
-"""`mmcompile inspect`: the linear layers of a model."""
+"""`mmcompile inspect`: the linear layers of a model, or the precision of an engine's layers."""
 
 from __future__ import annotations
 
@@ -9,26 +9,43 @@ import click
 
 from mmcompile.cli.generated import FILE, taken
 from mmcompile.cli.help import SectionedCommand
-from mmcompile.cli.options import json_option, selection_options, verbose_option
+from mmcompile.cli.options import json_option, refuse_selection, selection_options, verbose_option
 from mmcompile.model.selection import Selection
 
 
 @click.command(
     "inspect",
     cls=SectionedCommand,
-    short_help="List a model's linear layers, and why others are none.",
+    short_help="List a model's linear layers, or an engine's precision.",
 )
-@click.argument("model", type=FILE)
+@click.argument("file", type=FILE)
 @selection_options
 @json_option
 @verbose_option
-def inspect_command(model: Path, as_json: bool, verbose: bool, **values: Any) -> None:
-    """List MODEL's linear layers and, for all other candidates, why they are none."""
+@click.pass_context
+def inspect_command(
+    context: click.Context, /, file: Path, as_json: bool, verbose: bool, **values: Any
+) -> None:
+    """List a model's linear layers and, for all other candidates, why they are none.
+
+    FILE may also be an engine, or the JSON of `trtexec --exportLayerInfo`: then it lists the
+    precision of every layer that multiplies, and compares it with the model beside the engine. No
+    GPU and no TensorRT is needed for it.
+    """
+    from mmcompile.backends.engines.engine_file import engine_report, is_engine
     from mmcompile.cli.console import print_json
+
+    if is_engine(file):
+        from mmcompile.cli.precision_tables import print_engine
+
+        refuse_selection(context, "an engine, whose layers are settled")
+        report = engine_report(file)
+        print_json(report) if as_json else print_engine(report, verbose)
+        return
     from mmcompile.cli.tables import inspection, print_inspection
     from mmcompile.pipeline.prepare import prepare
 
-    prepared = prepare(model, taken(Selection, values))
+    prepared = prepare(file, taken(Selection, values))
     if as_json:
         print_json(inspection(prepared))
     else:

@@ -140,6 +140,22 @@ def _destinations(kind: type) -> tuple[str, ...]:
     return tuple(destination_of(field) for field in option_fields(kind))
 
 
+def refuse_selection(context: click.Context, what: str) -> None:
+    """Refuses options on the command line that select layers where there is nothing to select.
+
+    Args:
+        context: of the command.
+        what: what they have no effect on.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name in sections()["Layers"]:
+        if _was_given(context, name):
+            reason = f"it has no effect on {what}"
+            raise UsageError("option-without-effect", _flag(context, name), reason, "leave it out")
+
+
 def _was_given(context: click.Context, name: str) -> bool:
     """Whether an option stands on the command line, not in a file or by default."""
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE

@@ -19,6 +19,7 @@ from mmcompile.backends.engines.bundle import (
     write_bundle,
     write_script,
 )
+from mmcompile.backends.engines.expectations import expected_by_graph
 from mmcompile.backends.engines.interface import Interface, check_engine
 from mmcompile.backends.engines.meta import (
     FORMAT,
@@ -32,6 +33,7 @@ from mmcompile.backends.engines.meta import (
 )
 from mmcompile.backends.engines.options import AUTO, BuildOptions
 from mmcompile.backends.engines.plugin import LIBRARY
+from mmcompile.backends.engines.precision import check_precision, compare, realized_file
 from mmcompile.backends.engines.shapes import Shape, make_profiles
 from mmcompile.backends.engines.triton import check_model_name, configuration, write_repository
 from mmcompile.backends.protocol import Backend, Job
@@ -144,7 +146,7 @@ def deliver(stage: Path, output: Path, handover: Handover, options: BuildOptions
         more = "" if no_library is None else f": {no_library.remedy}"
         return Delivery(meta, None, choice.reasons + more, finish)
     library = None if no_library is not None else stage / LIBRARY
-    built = _build(choice.backend, _Bundle(stage, meta, library), stage)
+    built = _build(choice.backend, _Bundle(stage, meta, library), stage, options.allow_fallback)
     return Delivery(meta, built, "", finish)
 
 
@@ -175,7 +177,8 @@ def build_bundle(folder: Path, options: BuildOptions) -> tuple[EngineMeta, tuple
     meta = msgspec.structs.replace(bundle.meta, choices=choices)
     backend = choose(_wanted(options, meta.target, no_library)).demand()
     with StagedOutput(folder) as stage:
-        built = _build(backend, _Bundle(folder, meta, bundle.library), stage.folder)
+        whole = _Bundle(folder, meta, bundle.library)
+        built = _build(backend, whole, stage.folder, options.allow_fallback)
         files = stage.commit()
     _remove_other_engines(folder, built)
     if options.triton is not None:
@@ -203,7 +206,7 @@ def build_with_outputs(
     if bundle.library is not None:
         with disk_errors(into):
             shutil.copy(bundle.library, into / LIBRARY)
-    built = _build(chosen, bundle, into, tuple(tensors))
+    built = _build(chosen, bundle, into, allow_fallback=True, outputs=tuple(tensors))
     return built, into / built.engine.name
 
 
@@ -245,7 +248,11 @@ def _read(folder: Path) -> tuple[_Bundle, EnvironmentProblem | None]:
 
 
 def _build(
-    backend: Backend, bundle: _Bundle, into: Path, outputs: tuple[str, ...] = ()
+    backend: Backend,
+    bundle: _Bundle,
+    into: Path,
+    allow_fallback: bool,
+    outputs: tuple[str, ...] = (),
 ) -> EngineMeta:
     """Builds, checks and describes an engine.
 
@@ -253,7 +260,11 @@ def _build(
         backend: what builds it.
         bundle: what it is built of.
         into: receives the engine and `engine.meta.json`.
+        allow_fallback: accept layers that have lost their precision.
         outputs: further tensors to give out; such an engine is no drop-in.
+
+    Raises:
+        MMCompileError: it cannot be built, or is not what the model asks for.
     """
     meta = bundle.meta
     for file in meta.files:
@@ -278,7 +289,12 @@ def _build(
     loaded = backend.check(job, built)
     interface = built.interface if outputs else meta.interface
     if loaded is not None:
-        check_engine(interface, loaded, built.file)
+        check_engine(interface, loaded.interface, built.file)
+    expected = expected_by_graph(job.model)
+    with disk_errors(built.file):
+        inspection = "" if loaded is None else loaded.inspection
+        precision = compare(expected, realized_file(built.file, inspection, expected))
+    check_precision(precision, built.file.name, allow_fallback=allow_fallback)
     with disk_errors(built.file):
         library = None if bundle.library is None else describe_file(bundle.library)
         described = EngineMeta(
@@ -297,6 +313,7 @@ def _build(
             plugin=msgspec.structs.replace(meta.plugin, library=library),
             interface=interface,
             choices=meta.choices,
+            precision=precision,
         )
     write_meta(into / META_FILE, described)
     return described

@@ -17,6 +17,7 @@ import onnx
 
 from mmcompile import __version__
 from mmcompile.backends.engines.bundle import polygraphy_lines
+from mmcompile.backends.engines.precision import precision_lines
 from mmcompile.calib.stats import TensorStats
 from mmcompile.effort import Weights
 from mmcompile.model.sites import SiteGroup
@@ -150,6 +151,9 @@ def _engine(delivery: Delivery | None) -> EngineInfo | None:
             " ".join(f"{name}:{span}" for name, span in profile.items())
             for profile in choices.profiles
         ),
+        precision=()
+        if built is None
+        else tuple(_text(line) for line in precision_lines(built.precision)),
     )
 
 

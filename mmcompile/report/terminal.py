@@ -78,8 +78,9 @@ def print_summary(report: Report, console: Console, verbose: bool) -> None:
         _print_verification(report.verification, console, verbose)
     _print_cost(report, console, verbose)
     if report.engine is not None:
-        line = plain_text(report.engine.summary)
-        console.print(Text(line[0].upper() + line[1:] + "."), soft_wrap=True)
+        for said in (report.engine.summary, *report.engine.precision):
+            line = plain_text(said)
+            console.print(Text(line[0].upper() + line[1:] + "."), soft_wrap=True)
 
 
 def _print_heading(report: Report, console: Console) -> None:

@@ -61,6 +61,7 @@ class Faults:
         rename: the engine calls its first output otherwise.
         cache: the timing cache is one of another GPU.
         enqueue: running fails.
+        layers: what the engine inspector says of the layers.
     """
 
     builder: bool = False
@@ -72,6 +73,7 @@ class Faults:
     rename: bool = False
     cache: bool = False
     enqueue: bool = False
+    layers: list[dict[str, object]] = field(default_factory=list)
 
 
 @dataclass

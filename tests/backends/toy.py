@@ -10,7 +10,7 @@ import onnx.inliner
 import onnxruntime as ort
 
 from mmcompile.backends.engines.interface import model_interface
-from mmcompile.backends.protocol import Built, Step
+from mmcompile.backends.protocol import Built, Loaded, Step
 from mmcompile.finding import Finding
 
 
@@ -41,7 +41,7 @@ class Toy:
         return Built(file, self.version(), None, model_interface(job.model))
 
     def check(self, _job, built):
-        return built.interface
+        return Loaded(built.interface)
 
     def open(self, file, meta, _device, _weight_bytes):
         session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])

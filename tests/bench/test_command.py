@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from mmcompile.backends.engines.layer_precision import Lost, PrecisionCheck, Realized
 from mmcompile.bench.engine_bench import profile_of
 from mmcompile.bench.engines import Rig, Variant, bench_engines
 from mmcompile.bench.modelled import ModelledBench
@@ -22,15 +23,7 @@ from tests.bench.machine import FakeMachine
 from tests.bench.test_engines import Engine, bench
 from tests.doctor.cuda import install
 from tests.models import weight
-from tests.workplace import Workplace, call
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    return Workplace(tmp_path)
+from tests.workplace import call
 
 
 def modelled(work, *more):
@@ -165,9 +158,10 @@ def test_tables_of_engines(capsys, monkeypatch):
     print_engines(document(), verbose=True)
     shown = capsys.readouterr().out
     assert "MEASURED" in shown and "median" in shown
-    assert re.search(r"FP16 +1\.000 ±0% +16\.000 ±0%", shown)
-    assert re.search(r"MicroMix +0\.250 ±0% 4\.00× +4\.000 ±0% 4\.00×", shown)
-    assert re.search(r"NVFP4 +failed +failed", shown)
+    runs = "1 unknown; 1 MicroMix"
+    assert re.search(rf"FP16 +{runs} +1\.000 ±0% +16\.000 ±0%", shown)
+    assert re.search(rf"MicroMix +{runs} +0\.250 ±0% 4\.00× +4\.000 ±0% 4\.00×", shown)
+    assert re.search(r"NVFP4 +– +failed +failed", shown)
     assert "✗ NVFP4: Could not find any implementation for node fc1" in shown
     assert "2.00 kB" in shown or "2.0 kB" in shown
     assert "90% of the profiled time in linear layers" in shown
@@ -187,6 +181,38 @@ def test_the_page_of_engines():
     text = render_bench(bench_page(document()))
     assert "MEASURED" in text and "Speed over FP16" in text
     assert "Could not find any implementation" in text and "/fc2/MatMul" in text
+
+
+def with_loss(name):
+    """A document whose variant of that name does not run what it stands for."""
+    found = document()
+    check = PrecisionCheck(
+        Realized("plan text", "", ()), 2, (Lost("fc1", "MXFP8", "FP16, dequantized from FP8"),)
+    )
+    variants = (
+        msgspec.structs.replace(v, precision=check) if v.name == name else v for v in found.variants
+    )
+    return msgspec.structs.replace(found, variants=tuple(variants))
+
+
+def test_a_variant_that_is_not_realized_is_marked_and_compared_with_nothing(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    found = with_loss("MicroMix")
+    print_engines(found, verbose=False)
+    shown = capsys.readouterr().out
+    assert re.search(r"MicroMix, not realized .* 0\.250 ±0% +4\.000 ±0%", shown)
+    assert "4.00×" not in shown
+    assert "precision lost: fc1 (MXFP8 became FP16, dequantized from FP8)" in shown
+    assert "1 of 2 layers do not run what it stands for" in shown
+    page = bench_page(found)
+    assert dict(page.charts[0].series)["MicroMix"] == [None, None]
+    text = render_bench(page)
+    assert "precision not realized" in text and "compared with nothing" in text
+
+
+def test_with_a_reference_that_is_not_realized_nothing_is_compared():
+    assert document().speed_over("FP16")
+    assert with_loss("FP16").speed_over("FP16") == {}
 
 
 def test_charts_leave_gaps_and_hold_nothing_from_models():

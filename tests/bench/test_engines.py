@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from mmcompile.backends.engines.interface import TensorSpec
+from mmcompile.backends.engines.layer_precision import Expected
 from mmcompile.bench.engines import INPUT_SETS, Bench, Rig, Variant, bench_engines, make_input
 from mmcompile.bench.points import Point
-from mmcompile.bench.profiles import join_profile, layer_nodes, linear_seconds, parse_layers
+from mmcompile.bench.profiles import join_profile, linear_seconds
 from mmcompile.bench.results import EngineBench
 from mmcompile.errors import EnvironmentProblem
 from tests.bench.machine import STREAM, FakeMachine
@@ -113,6 +114,38 @@ def test_all_variants_are_timed_alike_and_compared():
     assert found.speed_over("FP16")["MicroMix", 2, 8] == pytest.approx(4)
     assert found.kind == "measured"
     assert msgspec.json.decode(msgspec.json.encode(found), type=EngineBench) == found
+
+
+def test_what_the_layers_run_is_held_against_what_the_graph_asks_for():
+    kernel = {"TacticName": "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n", "Inputs": []}
+    told = [LAYERS[0] | kernel, *LAYERS[1:]]
+
+    class Inspected(Engine):
+        def inspection(self):
+            return json.dumps({"Layers": told})
+
+    asked = (Expected("/fc1/MatMul", "FP8"), Expected("/fc2/MatMul", "", plugin=True))
+    machine = FakeMachine()
+    variants = [Variant("FP16", Path("a.onnx")), Variant("FP8", Path("b.onnx"), expected=asked)]
+    rig = Rig(lambda _: b"plan", lambda *_: Inspected(machine), machine)
+    found = bench_engines(bench(profiled=False), variants, rig)
+    fp16, fp8 = found.variants
+    assert fp16.is_realized and not fp8.is_realized
+    assert fp8.precision.realized.counts == {"FP16": 1, "plugin": 1}
+    assert [entry.node for entry in fp8.precision.lost] == ["/fc1/MatMul"]
+    assert {name for name, *_ in found.speed_over("FP16")} == {"FP16"}
+    assert msgspec.json.decode(msgspec.json.encode(found), type=EngineBench) == found
+
+
+def test_an_inspector_that_fails_leaves_the_times():
+    machine = FakeMachine()
+
+    class Blind(Engine):
+        def inspection(self):
+            raise RuntimeError("no inspector here")
+
+    (variant,) = run(machine, opened=lambda *_: Blind(machine), names=("FP16",)).variants
+    assert variant.points[0].seconds and variant.precision.realized.source == "nothing"
 
 
 def test_inputs_are_rotated():
@@ -240,26 +273,7 @@ def test_profiles_are_joined_with_nodes_and_types():
     assert linear_seconds((first, relu, plugin)) == 3.0
 
 
-@pytest.mark.parametrize(
-    ("name", "nodes"),
-    [
-        ("/fc1/MatMul + /fc1/Add", ("/fc1/MatMul", "/fc1/Add")),
-        ("{ForeignNode[/fc1/MatMul.../fc2/Add]}", ("/fc1/MatMul", "/fc2/Add")),
-        ("PWN(/act/Relu)", ("/act/Relu",)),
-        ("/fc2/MatMul", ("/fc2/MatMul",)),
-        ("Reformatting CopyNode for Input Tensor 0 to /fc1/MatMul", ()),
-        ("/fc1/MatMul_myl0_1", ()),
-        ("", ()),
-    ],
-)
-def test_names_of_fused_layers(name, nodes):
-    assert layer_nodes(name, {}, set(NODES)) == nodes
-
-
-def test_inspections_of_all_kinds():
-    assert parse_layers("") == []
-    assert parse_layers("no json") == []
-    assert parse_layers('{"Layers": ["a", {"Name": "b"}]}') == [{"Name": "a"}, {"Name": "b"}]
+def test_nothing_profiled_is_nothing_joined():
     assert join_profile([], [], NODES, LINEARS) == ()
 
 

@@ -20,6 +20,8 @@ from tests.doctor.cuda import install
 from tests.kernels.emulated import compile_library, configure, emulated_library
 from tests.workplace import call
 
+pytestmark = pytest.mark.slow
+
 SMALL = Sizes((3,), 160, 24)
 FACTS = GpuFacts("NVIDIA GeForce RTX 5090", 120, 170, 32 * 2**30, 96 * 2**20, "13.0", "GPU-0")
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.kernels.build import EMULATOR_DEFINES, EMULATOR_SOURCES, TESTING, compile_executable
 
+pytestmark = pytest.mark.slow
+
 SEEDS = 8
 POLICIES = ("early", "late", "random")
 

@@ -27,6 +27,8 @@ from tests.kernels.test_gemm import (
     off_by_an_element,
 )
 
+pytestmark = pytest.mark.slow
+
 TILES = (0, 3)
 """Few, so that a faulty library compiles fast: one swapped and split along K by warps, one not."""
 

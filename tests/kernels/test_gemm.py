@@ -20,6 +20,8 @@ from tests.kernels.emulated import (
 )
 from tests.kernels.operands import TYPES, Draw, make_problem
 
+pytestmark = pytest.mark.slow
+
 MXFP4, E2M3, E3M2, MXFP8, NVFP4 = range(5)
 TILES = {NATIVE: range(1, 7), PORTABLE: range(1, 5)}
 DEVICE_TILES = [(device, tactic) for device, tactics in TILES.items() for tactic in tactics]

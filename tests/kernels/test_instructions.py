@@ -20,6 +20,8 @@ from tests.kernels.build import (
 )
 from tests.test_cuda_oracle import WHEELS, cuda_includes
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

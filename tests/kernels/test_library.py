@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from mmcompile.kernels import Arguments, Device, KernelError, LinearSegment
 from tests.kernels.emulated import NATIVE, PORTABLE, aligned, configure, emulated_library
 
+pytestmark = pytest.mark.slow
+
 MXFP4, E2M3, E3M2, MXFP8, NVFP4 = range(5)
 DECODE8, DECODE16, SMALL, MEDIUM, LARGE, HUGE = range(1, 7)
 

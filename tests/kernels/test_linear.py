@@ -28,6 +28,8 @@ from tests.kernels.emulated import NATIVE, PORTABLE, aligned, configure, emulate
 from tests.kernels.operands import TYPES
 from tests.node_models import node_model
 
+pytestmark = pytest.mark.slow
+
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 ELEMENTS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 Layer = tuple[GroupPlan, PackedLinear]

@@ -20,6 +20,8 @@ from tests.kernels.build import (
 )
 from tests.node_models import padded_to, words_first
 
+pytestmark = pytest.mark.slow
+
 FORMATS = list(BLOCK_FORMATS.values())
 TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 SIGNIFICANT_BITS = {"float32": 24, "float16": 11, "bfloat16": 8}

@@ -11,13 +11,12 @@ from mmcompile.backends.engines import api as trt
 from mmcompile.backends.engines.building import BuildRequest, LoadRequest, build, load
 from mmcompile.backends.engines.device import Device, read_device
 from mmcompile.backends.engines.diagnosis import examine
-from mmcompile.backends.engines.interface import Interface
 from mmcompile.backends.engines.isolation import build_isolated, load_isolated
 from mmcompile.backends.engines.meta import BundleMeta, EngineMeta
 from mmcompile.backends.engines.plugin import plugin_creator
 from mmcompile.backends.engines.product import Product
 from mmcompile.backends.engines.timing import LoadedEngine
-from mmcompile.backends.protocol import Built, Job, Step
+from mmcompile.backends.protocol import Built, Job, Loaded, Step
 from mmcompile.errors import EnvironmentProblem
 from mmcompile.finding import Finding
 
@@ -121,7 +120,7 @@ class EngineBackend:
         answer = build_isolated(request) if self.product.isolated else build(request)
         return Built(file, answer.version, device, answer.interface)
 
-    def check(self, job: Job, built: Built) -> Interface | None:
+    def check(self, job: Job, built: Built) -> Loaded | None:
         """Loads an engine where its GPU is here.
 
         Raises:
@@ -133,7 +132,7 @@ class EngineBackend:
         library = None if job.library is None or embedded else str(job.library)
         request = LoadRequest(self.product, str(built.file), library, plugin_creator(), embedded)
         answer = load_isolated(request) if self.product.isolated else load(request)
-        return answer.interface
+        return Loaded(answer.interface, answer.inspection)
 
     def open(
         self, file: Path, meta: EngineMeta, device: int, weight_bytes: int | None

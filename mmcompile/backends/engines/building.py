@@ -83,9 +83,10 @@ class LoadRequest(msgspec.Struct, frozen=True, tag="load"):
 
 
 class LoadAnswer(msgspec.Struct, frozen=True, tag="loaded"):
-    """Inputs and outputs of an engine that was loaded."""
+    """Inputs and outputs of an engine that was loaded, and its inspector's JSON."""
 
     interface: Interface
+    inspection: str
 
 
 def build(request: BuildRequest) -> BuildAnswer:
@@ -127,9 +128,9 @@ def load(request: LoadRequest) -> LoadAnswer:
         trt.load_plugin(tensorrt, Path(request.library), request.creator)
     plan = memoryview(Path(request.path).read_bytes())
     runtime, engine = trt.deserialize(tensorrt, plan, host_code=request.embedded)
-    interface = trt.engine_interface(tensorrt, engine)
+    answer = LoadAnswer(trt.engine_interface(tensorrt, engine), trt.inspection(tensorrt, engine))
     del engine, runtime  # in this order: an engine must not outlive its runtime
-    return LoadAnswer(interface)
+    return answer
 
 
 def _plan(tensorrt: trt.TensorRT, network: trt.Network, request: BuildRequest) -> memoryview:

@@ -13,6 +13,7 @@ import msgspec
 
 from mmcompile.backends.engines.device import Device
 from mmcompile.backends.engines.interface import Interface
+from mmcompile.backends.engines.layer_precision import PrecisionCheck
 from mmcompile.backends.engines.shapes import Span
 from mmcompile.errors import EnvironmentProblem, UsageError
 from mmcompile.output import disk_errors
@@ -114,6 +115,7 @@ class EngineMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         plugin: the plugin.
         interface: the engine's inputs and outputs, in the model's order.
         choices: what the builder was told.
+        precision: what its layers run, beside what the model asks for.
     """
 
     format: int
@@ -131,6 +133,7 @@ class EngineMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     plugin: PluginMeta
     interface: Interface
     choices: BuildChoices
+    precision: PrecisionCheck
 
     @property
     def builder(self) -> str:

@@ -26,6 +26,8 @@ class BuildOptions:
         embed_plugin: put the plugin library into the engine.
         weight_streaming: build an engine whose weights need not all be on the GPU.
         triton: name of the model in a Triton repository to write; None writes none.
+        allow_fallback: accept an engine whose layers have lost the precision that the model asks
+            for.
     """
 
     backend: str = AUTO
@@ -50,6 +52,11 @@ class BuildOptions:
     )
     triton: str | None = option(
         None, "Also write a Triton model repository for this name.", metavar="NAME"
+    )
+    allow_fallback: bool = option(
+        False,
+        "Accept an engine whose layers have lost the precision that the model asks for; else that "
+        "is an error.",
     )
 
     @property
