@@ -30,6 +30,7 @@ from tests.backends.test_tensorrt_api import reached
 from tests.plugin import building
 from tests.workplace import Workplace, call, command, spawn
 
+pytestmark = pytest.mark.slow
 RTX = ("--backend", "tensorrt-rtx")
 ROOM = 10_000_000
 """Bytes of an engine besides packed weights: what of a small model is not ours, and its graph."""
