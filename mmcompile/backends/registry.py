@@ -110,6 +110,23 @@ def candidates(wanted: Wanted) -> Sequence[Backend]:
     return [backend]
 
 
+def installed(name: str) -> Choice:
+    """The first back end of that name, or of all, whose builder is here at all.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    problems: list[EnvironmentProblem] = []
+    for backend in candidates(Wanted(name, "")):
+        try:
+            backend.version()
+        except EnvironmentProblem as problem:
+            problems.append(problem)
+        else:
+            return Choice(backend, tuple(problems))
+    return Choice(None, tuple(problems))
+
+
 def choose(wanted: Wanted) -> Choice:
     """The first back end that can build.
 

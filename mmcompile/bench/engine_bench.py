@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from mmcompile.backends.protocol import Timeable, TimedEngine
-from mmcompile.backends.registry import Wanted, choose
+from mmcompile.backends.registry import Wanted, choose, installed
 from mmcompile.bench.engines import Rig, Variant, bench_engines, timeable
 from mmcompile.bench.kernel_bench import check_gpu
 from mmcompile.bench.results import EngineBench
@@ -59,6 +59,7 @@ def _open(options: EngineBenchOptions) -> tuple[Timeable, GpuMachine]:
         UsageError: it is another GPU than asked for, or the engines cannot be timed.
     """
     try:
+        installed(options.backend).demand()
         machine = GpuMachine()
         target = f"sm_{machine.facts.architecture}"
         backend = timeable(choose(Wanted(options.backend, target)).demand())

@@ -210,6 +210,7 @@ def test_an_engine_whose_back_end_is_gone(work):
         Engine(work.out / "engine.toy")
 
 
+@pytest.mark.slow
 def test_an_entry_point_registers_one(work):
     """One file in another package; nothing of mmcompile changes."""
     packages = work.folder / "packages"

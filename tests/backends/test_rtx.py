@@ -30,6 +30,7 @@ from tests.backends.test_tensorrt_api import reached
 from tests.plugin import building
 from tests.workplace import Workplace, call, command, spawn
 
+pytestmark = pytest.mark.slow
 RTX = ("--backend", "tensorrt-rtx")
 ROOM = 10_000_000
 """Bytes of an engine besides packed weights: what of a small model is not ours, and its graph."""
@@ -140,8 +141,16 @@ def job(path: Path, folder: Path, library: Path | None) -> Job:
 )
 def test_polygraphy_builds_the_same_engine(work, rtx, options):
     """Byte for byte: so every option has reached the builder."""
-    result = work.compile(*options)
-    assert result.code == 0, result.err
+    assert work.compile(*options).code == 0
+    plan = (work.out / "engine.plan").read_bytes()
+    assert polygraphys(work) == plan
+    if options:
+        assert call("build", work.out, *RTX).code == 0  # the bundle's options are kept
+        assert (work.out / "engine.plan").read_bytes() == plan
+
+
+def polygraphys(work: Workplace) -> bytes:
+    """The engine that reproduce.sh makes with polygraphy."""
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     ran = subprocess.run(
         ["sh", str(work.out / "reproduce.sh"), "polygraphy-rtx"],
@@ -151,11 +160,7 @@ def test_polygraphy_builds_the_same_engine(work, rtx, options):
         check=False,
     )
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
-    plan = (work.out / "engine.plan").read_bytes()
-    assert (work.out / "polygraphy-rtx.plan").read_bytes() == plan
-    if options:
-        assert call("build", work.out, *RTX).code == 0  # the bundle's options are kept
-        assert (work.out / "engine.plan").read_bytes() == plan
+    return (work.out / "polygraphy-rtx.plan").read_bytes()
 
 
 def test_the_plugin_in_the_engine(built, rtx):
@@ -198,6 +203,10 @@ def test_another_gpu_of_its(work, rtx):
     result = work.compile("--gpu", "dgxspark", *RTX)
     assert result.code == 0, result.err
     assert "Engine for sm_121, TensorRT-RTX" in result.out
+    plan = (work.out / "engine.plan").read_bytes()
+    assert polygraphys(work) == plan
+    assert work.compile(*RTX).code == 0
+    assert (work.out / "engine.plan").read_bytes() != plan
 
 
 def test_it_is_not_installed(built, monkeypatch):

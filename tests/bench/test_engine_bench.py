@@ -81,6 +81,9 @@ class Untimed(NoBackend):
     def missing(self, _):
         return None
 
+    def version(self):
+        return "1.0"
+
 
 def test_a_back_end_that_cannot_be_timed(work, tensorrt):  # noqa: F811
     BACKENDS.add("untimed", Untimed())

@@ -15,7 +15,6 @@ from mmcompile.backends.engines.isolation import build_isolated, load_isolated
 from mmcompile.backends.engines.meta import BundleMeta, EngineMeta
 from mmcompile.backends.engines.plugin import PluginLibrary, plugin_creator
 from mmcompile.backends.engines.product import Product
-from mmcompile.backends.engines.running import EngineRunner
 from mmcompile.backends.engines.timing import LoadedEngine
 from mmcompile.backends.protocol import Built, Job, Loaded, Step
 from mmcompile.errors import EnvironmentProblem
@@ -24,6 +23,7 @@ from mmcompile.finding import Finding
 if TYPE_CHECKING:
     import onnx
 
+    from mmcompile.backends.engines.running import EngineRunner
     from mmcompile.cuda.machine import Machine
 
 ENGINE_FILE = "engine.plan"
@@ -148,6 +148,8 @@ class EngineBackend:
             EnvironmentProblem: package, GPU, plugin or engine are not what it was built with.
             UsageError: a limit of weights is asked for, which it was not built for.
         """
+        from mmcompile.backends.engines.running import EngineRunner
+
         return EngineRunner(self.product, file, meta, device, weight_bytes)
 
     def steps(self, bundle: BundleMeta) -> Sequence[Step]:
