@@ -1,278 +1,116 @@
-"""What quantization costs in accuracy on two real models, format by format and policy by policy.
+"""Stock FP16, FP8, MXFP8 and NVFP4 beside uniform formats, MicroMix and the default policy.
 
-    python -m benchmarks.accuracy [--text FILE] [--only minilm|babyllama]
-    python -m benchmarks.accuracy --table    the stock baselines beside uniform formats and MicroMix
+    python -m benchmarks.accuracy [--only minilm|babyllama] [--markdown]
 
-MiniLM, a sentence encoder: cosine similarity of the compiled model's output to the original's,
-per paragraph over all token vectors ("tokens") and of the mean-pooled sentence embedding
-("embedding"). The paragraphs are those of WikiText-2's validation text where ../shared/data is at
-hand, else docstrings of Python's standard library (examples/minilm). Calibration sees 32
-paragraphs of the first articles, the measurement is made on 96 paragraphs of later ones.
+Models, texts and errors are those of subjects.py. The stock baselines are the graphs of
+docs/baselines.md; they share calibration, linears and measurement with the rest, so that only the
+numbers differ. "MB" is the size of model.onnx and its data, embeddings included, which baselines
+keep in float16 and the others as they were; "bits" are those of the linears' weights, block scales
+and padding included. Weights of uniform formats and of MicroMix are rounded to nearest.
 
-BabyLlama, a language model of characters: perplexity and the difference of the mean negative log
-likelihood (ΔNLL, nats per character) on the three quarters of a TinyStories excerpt that
-calibration has not seen. Needs ../shared/data.
-
-Both models run in ONNX Runtime on the CPU, weights and activations quantized. "bits" are of the
-weights, block scales and padding included; "element bits" are without the scales.
+Fails (exit code 1) where a format errs more than `MOST` allows on MiniLM.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from benchmarks import models
-from benchmarks.measure import environment, show
-from mmcompile.data.options import DataOptions
-from mmcompile.data.text import load_tokenizer
-from mmcompile.model.session import Purpose, open_session
-from mmcompile.pipeline.compile import compile_model
-from mmcompile.pipeline.options import CompileOptions, CompileResult, VerifyOptions
-from mmcompile.plan import QuantPlan
-from mmcompile.policy.choices import Order, Thresholds
+from benchmarks.measure import environment
+from benchmarks.plans import planned
+from benchmarks.subjects import Subject, add_arguments, chosen, compiled, stats
+from benchmarks.tables import command_line, show
+from mmcompile.effort import Weights
+from mmcompile.model.passes.baselines import write_baseline
+from mmcompile.policy.choices import Thresholds
+from mmcompile.policy.cost import CostPolicy
 from mmcompile.policy.micromix import MicroMixPolicy
-from mmcompile.policy.protocol import Policy
 from mmcompile.policy.registry import make_policy
 
-Feeds = list[dict[str, npt.NDArray[np.int64]]]
-CALIBRATION_PARAGRAPHS = 32
-PARAGRAPH_CHARACTERS = 200
-"""Paragraphs of WikiText shorter than this are left out."""
+BASELINES = (
+    ("FP16 baseline", "fp16", False),
+    ("FP8 baseline", "fp8", False),
+    ("FP8 baseline, weights per channel", "fp8", True),
+    ("MXFP8 baseline (TRT operators)", "mxfp8", False),
+    ("NVFP4 baseline (TRT operators)", "nvfp4", False),
+)
 UNIFORM = ("mxfp8", "mxfp6_e2m3", "mxfp6_e3m2", "nvfp4", "mxfp4")
-LEAST = {"mxfp8": 0.992, "mxfp6_e2m3": 0.992, "mxfp6_e3m2": 0.982}
-"""Mean cosine similarity of the sentence embedding that must be reached."""
+POLICIES = (
+    *((f"uniform {name}", make_policy(name), Weights.NEAREST) for name in UNIFORM),
+    *(
+        (f"MicroMix, thresholds `{kind}`", MicroMixPolicy(thresholds=kind), Weights.NEAREST)
+        for kind in Thresholds
+    ),
+    ("cost (default)", CostPolicy(), Weights.GPTQ),
+)
+MOST = {"uniform mxfp8": 0.008, "uniform mxfp6_e2m3": 0.008, "uniform mxfp6_e3m2": 0.018}
+LIMITED = "embedding: 1 − cosine"
+"""The figure of MiniLM that `MOST` limits."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """A policy under the name that the table shows."""
+class Variant:
+    """A variant of a model on disk.
+
+    Attributes:
+        name: what the table calls it.
+        runnable: the file to run.
+        bits: mean bits of a linear's weight.
+        size: bytes of the model.
+    """
 
     name: str
-    policy: Policy
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """Cosine similarities per paragraph."""
-
-    tokens: npt.NDArray[np.float64]
-    embedding: npt.NDArray[np.float64]
+    runnable: Path
+    bits: float
+    size: int
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", type=Path, help="tokenized WikiText, one paragraph per line")
-    parser.add_argument("--paragraphs", type=int, default=96, help="to measure on")
-    parser.add_argument("--max-length", type=int, default=128, help="tokens per paragraph")
-    parser.add_argument("--minilm", type=Path, help="folder of examples/minilm/prepare.py")
-    parser.add_argument("--babyllama", type=Path, help="folder of examples/babyllama/export.py")
-    parser.add_argument("--only", choices=["minilm", "babyllama"])
-    parser.add_argument(
-        "--table", action="store_true", help="stock baselines, uniform formats and MicroMix only"
-    )
-    parser.add_argument("--markdown", action="store_true", help="print the tables for docs")
+    parser = command_line(__doc__)
+    add_arguments(parser)
     arguments = parser.parse_args()
     models.use_work_folder()
     print(environment())
-    tables = (measure_minilm, measure_babyllama)
-    if arguments.table:
-        from benchmarks import baseline_table
-
-        tables = (baseline_table.minilm_table, baseline_table.babyllama_table)
-    if arguments.only != "babyllama":
-        tables[0](arguments)
-    if arguments.only != "minilm":
-        tables[1](arguments)
+    faults = [
+        fault for subject in chosen(arguments) for fault in measure(subject, arguments.markdown)
+    ]
+    if faults:
+        raise SystemExit("\n".join(faults))
 
 
-def cases() -> Iterator[Case]:
-    """What is compared: formats, MicroMix in its settings, channel orders, scale rules."""
-    for name in UNIFORM:
-        yield Case(name, make_policy(name))
-    yield from micromix_cases()
-    for order in (Order.RANDOM, Order.REVERSED):
-        yield Case(f"micromix, {order} order", MicroMixPolicy(order=order))
-    for rule in ("ocp", "saturation_free"):
-        for name in ("mxfp8", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4", "micromix"):
-            yield Case(f"{name}, {rule}", make_policy(name, scale_rule=rule))
+def measure(subject: Subject, markdown: bool) -> list[str]:
+    """Prints the table of a model; what exceeds its limit."""
+    rows, faults = [], []
+    for variant in variants(subject):
+        figures = subject.figures(variant.runnable)
+        cells = [f"{value:.5f}" for value in figures.values()]
+        rows.append([variant.name, f"{variant.bits:.2f}", f"{variant.size / 1e6:.2f}", *cells])
+        print(*rows[-1], flush=True)
+        if figures.get(LIMITED, 0.0) > MOST.get(variant.name, 1.0):
+            faults.append(f"{variant.name}: {figures[LIMITED]:.4f} > {MOST[variant.name]}")
+    show(subject.title, ["variant", "bits", "MB", *figures], rows, markdown=markdown)
+    return faults
 
 
-def micromix_cases() -> Iterator[Case]:
-    """MicroMix in its settings."""
-    yield Case("micromix (code, 128)", MicroMixPolicy())
-    yield Case("micromix (code, 64)", MicroMixPolicy(granularity=64))
-    yield Case("micromix (code, 32)", MicroMixPolicy(granularity=32))
-    yield Case("micromix (paper, 128)", MicroMixPolicy(thresholds=Thresholds.PAPER))
-    yield Case("micromix (code, λ 1.5, 32)", MicroMixPolicy(granularity=32, factor=1.5))
-
-
-def measure_minilm(arguments: argparse.Namespace) -> None:
-    """Prints the table of MiniLM."""
-    folder = models.minilm(arguments.minilm)
-    calibration, held_out, description = paragraphs(folder, arguments)
-    reference = run_all(folder / "model.onnx", held_out, "last_hidden_state")
-    rows = []
-    for case in cases():
-        result = compiled(folder / "model.onnx", case.policy, calibration)
-        assert result.model is not None
-        found = similarity(reference, run_all(result.model, held_out, "last_hidden_state"))
-        least = LEAST.get(case.name, 0.0)
-        if found.embedding.mean() < least:
-            raise SystemExit(f"{case.name}: {found.embedding.mean():.4f} is below {least}")
-        rows.append([case.name, *_bits(result.plan), *_cosines(found)])
-    columns = ["policy", "bits", "element bits", "act bits"]
-    for what in ("embedding", "tokens"):
-        columns += [f"{what}: cosine", "least", "1 − cosine"]
-    show(f"MiniLM, {description}", columns, rows, markdown=arguments.markdown)
-
-
-def measure_babyllama(arguments: argparse.Namespace) -> None:
-    """Prints the table of BabyLlama."""
-    folder = models.babyllama(arguments.babyllama)
-    if folder is None:
-        print("BabyLlama is left out: its files are not in ../shared/data")
-        return
-    calibration, held_out = (
-        np.load(folder / f"{name}.npz")["input_ids"] for name in ("calibration", "heldout")
-    )
-    exact = negative_log_likelihood(folder / "model.onnx", held_out)
-    everything = np.concatenate([calibration, held_out])
-    whole = negative_log_likelihood(folder / "model.onnx", everything)
-    rows = [["fp32", "32.00", "32.00", "32.00", f"{np.exp(exact):.3f}", "0"]]
-    feeds = [{"input_ids": row[None, :-1]} for row in calibration]
-    for case in (*(Case(name, make_policy(name)) for name in UNIFORM), *micromix_cases()):
-        result = compiled(folder / "model.onnx", case.policy, feeds)
-        assert result.model is not None
-        loss = negative_log_likelihood(result.model, held_out)
-        figures = [f"{np.exp(loss):.3f}", f"{loss - exact:+.4f}"]
-        rows.append([case.name, *_bits(result.plan), *figures])
-    title = (
-        f"BabyLlama, {held_out.shape[0]} rows of {held_out.shape[1] - 1} characters; "
-        f"fp32 on the whole excerpt: {np.exp(whole):.3f}"
-    )
-    columns = ["policy", "bits", "element bits", "act bits", "perplexity", "ΔNLL"]
-    show(title, columns, rows, markdown=arguments.markdown)
-
-
-def paragraphs(folder: Path, arguments: argparse.Namespace) -> tuple[Feeds, Feeds, str]:
-    """Calibration and evaluation paragraphs, from different articles or modules."""
-    text = arguments.text or (models.WIKITEXT if models.WIKITEXT.is_file() else None)
-    if text is not None:
-        lines = [line.strip() for line in text.read_text(encoding="utf-8").splitlines()]
-        prose = [line for line in lines if len(line) >= PARAGRAPH_CHARACTERS and line[0] != "="]
-        # The text is article after article: spread over its first quarter, and over the rest.
-        border = len(prose) // 4
-        seen = _spread(prose[:border], CALIBRATION_PARAGRAPHS)
-        unseen = _spread(prose[border:], arguments.paragraphs)
-        origin = "WikiText-2"
-    else:
-        seen, unseen = (
-            _spread((folder / name).read_text(encoding="utf-8").splitlines(), count)
-            for name, count in (
-                ("calibration.txt", CALIBRATION_PARAGRAPHS),
-                ("heldout.txt", arguments.paragraphs),
-            )
-        )
-        origin = "standard library docstrings"
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(arguments.max_length)
-
-    def feeds(texts: list[str]) -> Feeds:
-        found = []
-        for line in texts:
-            ids = np.array([tokenizer.encode(line).ids], np.int64)
-            zeros = np.zeros_like(ids)
-            found.append({"input_ids": ids, "attention_mask": zeros + 1, "token_type_ids": zeros})
-        return found
-
-    description = (
-        f"{origin}: {len(seen)} paragraphs to calibrate, {len(unseen)} others to measure, "
-        f"at most {arguments.max_length} tokens"
-    )
-    return feeds(seen), feeds(unseen), description
-
-
-def compiled(model: Path, policy: Policy, calibration: Feeds) -> CompileResult:
-    """The model compiled under a policy; nothing is held back, as other data measures it."""
-    options = CompileOptions(
-        output=models.WORK / "accuracy",
-        data=DataOptions(calibration=calibration, verification=calibration[:1], samples=None),
-        policy=policy,
-        verify=VerifyOptions(enabled=False),
-        html=False,
-    )
-    return compile_model(model, options)
-
-
-def run_all(model: Path, feeds: Feeds, output: str) -> list[npt.NDArray[np.float64]]:
-    """The output of each feed, float64[tokens, channels]."""
-    session = open_session(model, model.parent, Purpose.DEPLOYMENT)
-    return [session.run([output], feed)[0][0].astype(np.float64) for feed in feeds]
-
-
-def similarity(
-    reference: list[npt.NDArray[np.float64]], actual: list[npt.NDArray[np.float64]]
-) -> Similarity:
-    """Cosine similarity of every paragraph."""
-    pairs = list(zip(reference, actual, strict=True))
-    tokens = [_cosine(a.ravel(), b.ravel()) for a, b in pairs]
-    embedding = [_cosine(a.mean(axis=0), b.mean(axis=0)) for a, b in pairs]
-    return Similarity(np.array(tokens), np.array(embedding))
-
-
-def negative_log_likelihood(model: Path, input_ids: npt.NDArray[np.int64]) -> float:
-    """Mean over all ids after each row's first, in nats."""
-    session = open_session(model, model.parent, Purpose.DEPLOYMENT)
-    total = 0.0
-    for rows in np.array_split(input_ids, max(1, len(input_ids) // 16)):
-        logits = session.run(None, {"input_ids": rows[:, :-1]})[0].astype(np.float64)
-        logits -= logits.max(axis=-1, keepdims=True)
-        picked = np.take_along_axis(logits, rows[:, 1:, None], axis=-1)[..., 0]
-        total += float((np.log(np.exp(logits).sum(axis=-1)) - picked).sum())
-    return total / input_ids[:, 1:].size
-
-
-def element_bits(plan: QuantPlan) -> float:
-    """Mean bits of the weights' codes, padding included."""
-    weights = sum(group.in_channels * sum(group.out_channels) for group in plan.groups)
-    codes = sum(group.row_bytes * sum(group.out_channels) for group in plan.groups)
-    return 8 * codes / weights
-
-
-def act_bits(plan: QuantPlan) -> float:
-    """Mean bits of an activation channel over all groups' inputs, scales included."""
-    channels = sum(group.in_channels for group in plan.groups)
-    return sum(group.act_bits() * group.in_channels for group in plan.groups) / channels
-
-
-def _bits(plan: QuantPlan) -> list[str]:
-    bits = (plan.mean_weight_bits(), element_bits(plan), act_bits(plan))
-    return [f"{value:.2f}" for value in bits]
-
-
-def _cosines(found: Similarity) -> list[str]:
-    cells = []
-    for values in (found.embedding, found.tokens):
-        mean = float(values.mean())
-        cells += [f"{mean:.4f}", f"{values.min():.4f}", f"{1 - mean:.4f}"]
-    return cells
-
-
-def _cosine(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
-
-
-def _spread(texts: list[str], count: int) -> list[str]:
-    """At most `count` of the texts, evenly spread."""
-    return texts[:: max(1, len(texts) // count)][:count]
+def variants(subject: Subject) -> Iterator[Variant]:
+    """The original, all baselines and all policies; each is overwritten by the next."""
+    source, groups = subject.prepared.source, subject.prepared.groups
+    yield Variant("float32, the original", source.path, 32.0, source.size_bytes)
+    tensors = stats(subject, ()).tensors
+    amax = {name: float(tensor.abs_max.max()) for name, tensor in tensors.items()}
+    folder = models.WORK / "baseline"
+    for name, kind, per_channel in BASELINES:
+        made = write_baseline(kind, source, groups, amax, folder, per_channel=per_channel)
+        if made.left_alone:
+            print(f"{name}: {len(made.left_alone)} linears left in float16")
+        yield Variant(name, made.runnable, made.weight_bits, made.bytes)
+    for name, policy, weights in POLICIES:
+        plan = planned(subject, policy)
+        model = compiled(subject, plan, weights)
+        yield Variant(name, model, plan.mean_weight_bits(), models.weight_bytes(model))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from benchmarks.measure import show
 from mmcompile.backends.engines.expectations import expected_by_graph
 from mmcompile.backends.engines.precision import counts_text, lost, realized
 from mmcompile.model.passes.baselines import KINDS, write_baseline
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.selection import Selection
 from mmcompile.pipeline.prepare import prepare
 from tests.rtx.stock import build_stock, real_builder
 

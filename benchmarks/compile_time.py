@@ -15,7 +15,6 @@ their calls, and without one the commands are printed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
@@ -25,8 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import models
-from benchmarks.measure import MIB, ProcessFigures, environment, run_process, show
+from benchmarks.measure import MIB, ProcessFigures, environment, run_process
 from benchmarks.peer import INSTALL, PACKAGES
+from benchmarks.tables import command_line, show
 
 GOAL_SECONDS, GOAL_BYTES = 5.4, 1.02e9
 """A fifth of what AMD Quark 0.13 took for MXFP8 on such a machine: 27.0 s, 5.1 GB."""
@@ -43,12 +43,11 @@ VARIANTS = {
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--peer-python", type=Path, action="append", default=[], help="a Python with peers"
     )
-    parser.add_argument("--markdown", action="store_true", help="print the tables for docs")
     arguments = parser.parse_args()
     models.use_work_folder()
     print(environment())

@@ -22,19 +22,18 @@ rule instead of two that are tried, which favours it. Its time has the Hessian i
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.measure import environment, run_process, show
+from benchmarks.measure import environment, process_memory, run_process
+from benchmarks.tables import command_line, show
 from mmcompile.plan import SCALE_WORD, GroupPlan, Segment, format_order
 from mmcompile.weights.feedback import round_with_feedback
 from mmcompile.weights.hessian import Factor, factorize, hessian
@@ -78,11 +77,10 @@ LAYERS = (
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     names = [f"{layer.channels}x{layer.all_outputs}" for layer in LAYERS]
     parser.add_argument("--layers", nargs="*", choices=names, default=names, metavar="KxN")
     parser.add_argument("--only", choices=names, help="measure one in this process, print JSON")
-    parser.add_argument("--markdown", action="store_true", help="print the table for docs")
     arguments = parser.parse_args()
     chosen = dict(zip(names, LAYERS, strict=True))
     if arguments.only:
@@ -125,7 +123,7 @@ def measure(layer: Layer) -> dict[str, float]:
     # Makes the buffers of BLAS and LAPACK.
     blas_rate(square)
     factorize(hessian(square[:, :WARM_UP]), DAMPING)
-    before = resident()
+    before = process_memory()["VmRSS"]
     rows = random.standard_normal((layer.rows, layer.channels), np.float32)
     rows += random.standard_normal((layer.rows, 1), np.float32)
     weight = random.standard_normal((layer.outputs, layer.channels), np.float32)
@@ -150,7 +148,7 @@ def measure(layer: Layer) -> dict[str, float]:
     if factor is None:
         raise RuntimeError("the Hessian is not positive definite")
     timed("rounding", lambda: round_with_feedback(weight, plan, factor, codes, scales))
-    found["memory"] = high_water() - before
+    found["memory"] = process_memory()["VmHWM"] - before
     if layer.peer:
         timed("peer", lambda: plain_gptq(weight, rows))
     return found
@@ -201,21 +199,6 @@ def plain_gptq(weight: F32, rows: F32) -> F32:
             errors[:, channel - start] = error
         work[:, stop:] -= errors @ cholesky[start:stop, stop:]
     return rounded
-
-
-def resident() -> int:
-    """Bytes that the process holds."""
-    return _memory("VmRSS")
-
-
-def high_water() -> int:
-    """The most bytes that it ever held."""
-    return _memory("VmHWM")
-
-
-def _memory(key: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 if __name__ == "__main__":

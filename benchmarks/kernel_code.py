@@ -14,7 +14,6 @@ they compute addresses.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,8 @@ from dataclasses import dataclass
 
 from benchmarks.kernel_build import ROOT, Resources, Tile, compile_kernels, nvcc_version, tiles
 from benchmarks.main_loop import VARIANTS, Turn, turns
-from benchmarks.measure import show
 from benchmarks.sass import CLASSES, Function, disassemble
+from benchmarks.tables import command_line, show
 from mmcompile.errors import MMCompileError
 
 REGISTERS = 65536
@@ -88,8 +87,7 @@ class Kernel:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--markdown", action="store_true", help="print the tables for docs")
+    parser = command_line(__doc__)
     arguments = parser.parse_args()
     try:
         kernels = compiled_kernels()

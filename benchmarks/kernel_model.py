@@ -13,7 +13,6 @@ the chosen one.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import Any
 from benchmarks.kernel_build import launches, tiles
 from benchmarks.kernel_code import blocks_per_multiprocessor, compiled_kernels
 from benchmarks.main_loop import VARIANTS, Turn
-from benchmarks.measure import show
+from benchmarks.tables import command_line, show
 from mmcompile.errors import MMCompileError
 
 MULTIPROCESSORS = 170
@@ -232,8 +231,7 @@ def build_machine() -> Machine:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--markdown", action="store_true", help="print the tables for docs")
+    parser = command_line(__doc__)
     parser.add_argument("--judge", action="store_true", help="look for better launches")
     arguments = parser.parse_args()
     try:

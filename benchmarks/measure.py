@@ -1,4 +1,4 @@
-"""How the benchmarks measure: interleaved timing, memory of a subprocess, and tables of results."""
+"""How the benchmarks measure: interleaved timing, memory of a process, and the machine."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ import platform
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 MIB = 2**20
 _SAMPLE_SECONDS = 0.004
@@ -38,9 +33,16 @@ class Timing:
         return statistics.median(self.seconds)
 
     @property
-    def best(self) -> float:
-        """The fastest run."""
-        return min(self.seconds)
+    def spread(self) -> float:
+        """Half the distance between the quartiles, as a share of the median."""
+        if len(self.seconds) < 4:
+            return 0.0
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return (high - low) / 2 / self.median
+
+    def __str__(self) -> str:
+        """Microseconds and spread."""
+        return f"{self.median * 1e6:.1f} ±{self.spread:.0%}"
 
 
 @dataclass(frozen=True)
@@ -124,22 +126,34 @@ class _MemoryWatch(threading.Thread):
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
-        self._path = Path(f"/proc/{pid}/status")
+        self._pid = pid
         self.peaks = {"VmHWM": 0, "RssAnon": 0, "RssFile": 0}
 
     def run(self) -> None:
         """Samples; ends when the process has given its memory back."""
         while True:
             try:
-                lines = self._path.read_text(encoding="ascii", errors="replace").splitlines()
+                found = process_memory(self._pid)
             except (OSError, ProcessLookupError):
                 return
-            found = {key: value for key, _, value in (line.partition(":") for line in lines)}
             if "VmHWM" not in found:
                 return
             for key in self.peaks:
-                self.peaks[key] = max(self.peaks[key], 1024 * int(found[key].split()[0]))
+                self.peaks[key] = max(self.peaks[key], found[key])
             time.sleep(_SAMPLE_SECONDS)
+
+
+def process_memory(process: int | str = "self") -> dict[str, int]:
+    """Bytes by the names that /proc/PID/status gives them, `VmRSS` and `VmHWM` among them.
+
+    Empty where the process has ended and nobody has waited for it yet.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    text = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
+    rows = (line.split() for line in text.splitlines() if line.endswith(" kB"))
+    return {name.removesuffix(":"): 1024 * int(kibibytes) for name, kibibytes, _ in rows}
 
 
 def environment() -> str:
@@ -159,31 +173,3 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def show(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool = False
-) -> None:
-    """Prints a table; the first column is text, the others are figures.
-
-    Args:
-        title: stands above it.
-        columns: their heads.
-        rows: the cells.
-        markdown: print it as docs/measurements has it.
-    """
-    if markdown:
-        print(f"\n{title}\n")
-        print(f"| {' | '.join(columns)} |")
-        print(f"|---|{'---:|' * (len(columns) - 1)}")
-        for row in rows:
-            print(f"| {' | '.join(row)} |")
-        sys.stdout.flush()
-        return
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left")
-    for row in rows:
-        table.add_row(*row)
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(table)

@@ -15,7 +15,6 @@ model in ONNX Runtime; the goal of 1 GB is for everything else.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -23,16 +22,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import models
-from benchmarks.measure import MIB, environment, run_process, show
+from benchmarks.measure import MIB, environment, run_process
+from benchmarks.tables import command_line, show
 
 GOAL_BYTES = 1e9
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--gigabytes", type=float, default=3.0)
-    parser.add_argument("--markdown", action="store_true", help="print the table for docs")
     arguments = parser.parse_args()
     models.use_work_folder()
     print(environment())

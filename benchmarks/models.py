@@ -3,7 +3,6 @@
 minilm      all-MiniLM-L6-v2 as examples/minilm/prepare.py exports it
 babyllama   BabyLlama as examples/babyllama/export.py does, where ../shared/data is at hand
 llama       444 MB of fp32: 8 layers of a hidden-1024 Llama with random weights
-small       tests' two-layer language models with random weights, by name and seed
 large       about 3 GB of fp32: a chain of MatMuls with random weights
 """
 
@@ -37,7 +36,7 @@ def use_work_folder() -> None:
 def minilm(folder: Path | None = None) -> Path:
     """The folder with MiniLM's model.onnx, tokenizer.json and texts."""
     folder = folder or WORK / "minilm"
-    if not (folder / "model.onnx").is_file():
+    if not (folder / MODEL_FILE).is_file():
         _run_example("minilm/prepare.py", folder)
     return folder
 
@@ -45,7 +44,7 @@ def minilm(folder: Path | None = None) -> Path:
 def babyllama(folder: Path | None = None) -> Path | None:
     """The folder with BabyLlama's model and its two .npz files; None where its data is absent."""
     folder = folder or WORK / "babyllama"
-    if not (folder / "model.onnx").is_file():
+    if not (folder / MODEL_FILE).is_file():
         checkpoint = DATA / "babyllama105" / "model5000.bin"
         text = DATA / "text" / "tinystories_valid_sample.txt"
         if not (checkpoint.is_file() and text.is_file()):
@@ -57,7 +56,7 @@ def babyllama(folder: Path | None = None) -> Path | None:
 def llama() -> tuple[Path, Path]:
     """The 444 MB Llama, and calibration.npz of 8 × 64 random tokens for it."""
     folder = WORK / "llama444"
-    model, data = folder / "model.onnx", folder / "calibration.npz"
+    model, data = folder / MODEL_FILE, folder / "calibration.npz"
     if not model.is_file():
         # In a process of its own: PyTorch's memory is not to be part of any measurement.
         code = "import sys; from pathlib import Path; from benchmarks import models;"
@@ -93,17 +92,7 @@ def export_llama(folder: Path) -> None:
             if parameter.ndim == 1:
                 parameter.mul_(torch.exp(torch.randn_like(parameter) * 0.7))
     network.save_pretrained(folder / "hugging_face")
-    export_model(str(folder / "hugging_face"), folder / "model.onnx")
-
-
-def small(name: str, seed: int) -> Path:
-    """A model of `tests.models.SMALL_MODELS` with the random weights of a seed."""
-    from tests.models import export_small_model
-
-    folder = WORK / "small" / f"{name}-{seed}"
-    if not (folder / MODEL_FILE).is_file():
-        export_small_model(name, folder, seed)
-    return folder / MODEL_FILE
+    export_model(str(folder / "hugging_face"), folder / MODEL_FILE)
 
 
 def large(gigabytes: float = 3.0) -> Path:
@@ -112,7 +101,7 @@ def large(gigabytes: float = 3.0) -> Path:
     Every layer has other random weights, so that nothing can be shared; each is 180 MB.
     """
     folder = WORK / f"large{gigabytes:g}"
-    model = folder / "model.onnx"
+    model = folder / MODEL_FILE
     if model.is_file():
         return model
     folder.mkdir(parents=True, exist_ok=True)

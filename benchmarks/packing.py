@@ -11,7 +11,6 @@ one run, with the same number of threads, and a ratio is the median over the tur
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,7 +18,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.measure import environment, interleaved, median_ratio, show
+from benchmarks.measure import environment, interleaved, median_ratio
+from benchmarks.tables import command_line, show
 from mmcompile import _native
 from mmcompile.formats import BLOCK_FORMATS, THRESHOLDS, WeightScales
 from mmcompile.packed import THREADS, native_segments
@@ -32,14 +32,13 @@ F32 = npt.NDArray[np.float32]
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--channels", type=int, default=4096, help="K, a multiple of 128")
     parser.add_argument("--outputs", type=int, default=11008, help="N")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="*", default=sorted({1, THREADS}))
     parser.add_argument("--order", choices=["random", "natural"], default="random")
     parser.add_argument("--searched", action="store_true", help="the better of two block scales")
-    parser.add_argument("--markdown", action="store_true", help="print the table for docs")
     arguments = parser.parse_args()
     print(environment())
     random = np.random.default_rng(0)

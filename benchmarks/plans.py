@@ -28,11 +28,6 @@ def planned(subject: Subject, policy: Policy, seed: int = 0) -> QuantPlan:
     return policy.plan(_evidence(subject, policy.ratios, policy.needs, seed))
 
 
-def forget() -> None:
-    """Measures damage anew from here on: the compiler has been changed."""
-    _evidence.cache_clear()
-
-
 @functools.lru_cache(maxsize=16)
 def _evidence(subject: Subject, ratios: tuple[float, ...], needs: Needs, seed: int) -> Evidence:
     """What is known of a model; all budgets of a policy share the damage that it remembers."""

@@ -7,26 +7,23 @@ the MX classes and with NVFP4 besides, MicroMix with its thresholds swept to tha
 with E2M3 in place of E3M2; at 1.25 `cost` also with a second budget of bits, and at MicroMix's own
 cost with half a bit less. Then the uniform formats, and the objective `decode` by weight bits.
 Every plan is measured twice: weights rounded to nearest, and with error feedback (GPTQ). Models,
-texts and figures are those of `benchmarks.accuracy`: MiniLM's mean 1 − cosine of all token
-vectors of a paragraph, BabyLlama's difference of the mean negative log likelihood. Calibration and
-measurement see different text. MicroMix's λ is swept on the calibration data alone. With --seeds,
-the plans of `cost` are those of several seeds, and their errors the mean.
+texts and errors are those of subjects.py; calibration and measurement see different text.
+MicroMix's λ is swept on the calibration data alone. With --seeds, the plans of `cost` are those of
+several seeds, and their errors the mean.
 
 docs/measurements/policy.md holds the tables that `--markdown` prints.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks import models
-from benchmarks.measure import environment, show
+from benchmarks.measure import environment
 from benchmarks.plans import (
     MX_CLASSES,
     closest,
@@ -36,7 +33,8 @@ from benchmarks.plans import (
     speed_cost,
     with_e2m3,
 )
-from benchmarks.subjects import Subject, add_arguments, babyllama, both_errors, minilm
+from benchmarks.subjects import Subject, add_arguments, both_errors, chosen
+from benchmarks.tables import command_line, show
 from mmcompile.plan import QuantPlan
 from mmcompile.policy.budget import CLASSES
 from mmcompile.policy.cost import CostPolicy
@@ -63,29 +61,15 @@ class Row:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     add_arguments(parser)
-    parser.add_argument("--babyllama", type=Path, help="folder of examples/babyllama/export.py")
     parser.add_argument("--costs", type=float, nargs="*", default=COSTS, help="to compare at")
     parser.add_argument("--seeds", type=int, default=1, help="plans of cost to average over")
-    parser.add_argument("--only", choices=["minilm", "babyllama"])
     arguments = parser.parse_args()
     models.use_work_folder()
     print(environment())
-    for subject in subjects(arguments):
+    for subject in chosen(arguments):
         measure(subject, arguments.costs, arguments.seeds, arguments.markdown)
-
-
-def subjects(arguments: argparse.Namespace) -> Iterator[Subject]:
-    """The models that are at hand."""
-    if arguments.only != "babyllama":
-        yield minilm(arguments)
-    if arguments.only != "minilm":
-        folder = models.babyllama(arguments.babyllama)
-        if folder is None:
-            print("BabyLlama is left out: its files are not in ../shared/data")
-        else:
-            yield babyllama(folder)
 
 
 def measure(subject: Subject, costs: Sequence[float], seeds: int, markdown: bool) -> None:

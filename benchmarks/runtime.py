@@ -29,9 +29,10 @@ from benchmarks.measure import (
     environment,
     interleaved,
     median_ratio,
+    process_memory,
     run_process,
-    show,
 )
+from benchmarks.tables import command_line, show
 from mmcompile.data.options import DataOptions
 from mmcompile.pipeline.compile import compile_model
 from mmcompile.pipeline.options import CompileOptions, VerifyOptions
@@ -46,12 +47,11 @@ POLICIES = ("micromix", "mxfp8", "nvfp4")
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--minilm", type=Path, help="folder of examples/minilm/prepare.py")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--load-rounds", type=int, default=5)
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--markdown", action="store_true", help="print the tables for docs")
     arguments = parser.parse_args()
     if arguments.load:
         report_load(arguments.load)
@@ -59,7 +59,7 @@ def main() -> None:
     models.use_work_folder()
     print(environment())
     folder = models.minilm(arguments.minilm)
-    found = {"original": folder / "model.onnx"}
+    found = {"original": folder / models.MODEL_FILE}
     for policy in POLICIES:
         found[policy] = compiled(folder, policy)
     _show_latency(found, arguments.rounds, arguments.markdown)
@@ -80,7 +80,7 @@ def compiled(folder: Path, policy: str) -> Path:
         verify=VerifyOptions(enabled=False),
         html=False,
     )
-    result = compile_model(folder / "model.onnx", options)
+    result = compile_model(folder / models.MODEL_FILE, options)
     assert result.model is not None
     return result.model
 
@@ -99,25 +99,18 @@ def open_model(model: Path) -> ort.InferenceSession:
 
 def report_load(model: Path) -> None:
     """Loads a model and prints as JSON how long that took and the memory before and after."""
-    before = _resident()
+    before = process_memory()["VmRSS"]
     start = time.perf_counter()
     session = open_model(model)
     seconds = time.perf_counter() - start
-    loaded = _resident()
+    loaded = process_memory()["VmRSS"]
     session.run(None, feed(1, 64))
     found = {
         "seconds": seconds,
         "session_bytes": loaded - before,
-        "after_run_bytes": _resident() - before,
+        "after_run_bytes": process_memory()["VmRSS"] - before,
     }
     print(json.dumps(found))
-
-
-def _resident() -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS"):
-            return 1024 * int(line.split()[1])
-    return 0
 
 
 def _show_latency(found: dict[str, Path], rounds: int, markdown: bool) -> None:

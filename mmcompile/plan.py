@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from mmcompile.documents import Document
 from mmcompile.dtypes import IntArray
 from mmcompile.errors import UsageError
 from mmcompile.formats import BLOCK_FORMATS, BlockFormat, WeightScales, block_format
@@ -206,18 +207,8 @@ def load_plan(path: Path) -> QuantPlan:
     Raises:
         UsageError: the file is missing, is no plan, or says something impossible.
     """
-    remedy = "give a plan.json that mmcompile wrote, or edit it within docs/plan.md"
-    try:
-        content = path.read_bytes()
-        version = msgspec.json.decode(content, type=_Versioned).version
-        if version != PLAN_VERSION:
-            reason = f"plan version {version}, this mmcompile reads version {PLAN_VERSION}"
-            raise UsageError("plan-version", path, reason, "plan the model again with this version")
-        plan = msgspec.json.decode(content, type=QuantPlan)
-    except OSError as error:
-        raise UsageError("plan-unreadable", path, error.strerror or str(error), remedy) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError("plan-malformed", path, str(error), remedy) from error
+    plan = _DOCUMENT.read(path)
+    remedy = _DOCUMENT.remedy
     for what, names in (
         ("groups share the name", [group.name for group in plan.groups]),
         ("groups hold the node", [node for group in plan.groups for node in group.nodes]),
@@ -230,10 +221,13 @@ def load_plan(path: Path) -> QuantPlan:
     return plan
 
 
-class _Versioned(msgspec.Struct):
-    """What plans of all versions have in common."""
-
-    version: int
+_DOCUMENT = Document(
+    "plan",
+    QuantPlan,
+    PLAN_VERSION,
+    remedy="give a plan.json that mmcompile wrote, or edit it within docs/plan.md",
+    renewal="plan the model again with this version",
+)
 
 
 def find_problem(group: GroupPlan) -> str | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from mmcompile.model.passes.find_linears import find_linears
 from mmcompile.model.passes.group_sites import group_sites
@@ -121,14 +120,3 @@ def compiled(
                 writer.copy(reference)
         path = writer.finish(rewritten)
     return Compiled(path, tuple(plan for _, plan in decided), tuple(packed))
-
-
-def run(
-    model: onnx.ModelProto | Path, feeds: Mapping[str, np.ndarray], outputs: list[str] | None = None
-) -> list[np.ndarray]:
-    """The model's outputs in ONNX Runtime."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    payload = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-    session = ort.InferenceSession(payload, options, providers=["CPUExecutionProvider"])
-    return session.run(outputs, dict(feeds))

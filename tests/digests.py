@@ -22,6 +22,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from tests.models import SMALL_VOCABULARY, export_small_model
+from tests.running import run
 
 RECORD = Path(__file__).with_name("digests.json")
 CASES = {
@@ -57,8 +58,7 @@ def fingerprint() -> str:
         [numpy_helper.from_array(np.ascontiguousarray(b.T), "b")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (y,) = session.run(None, {"a": a})
+    (y,) = run(model, {"a": a})
     parts = [a @ b.T, y, a.sum(axis=1), np.square(a, dtype=np.float64).sum(axis=0)]
     parts += [np.linalg.cholesky(a @ a.T + 192 * np.eye(192, dtype=np.float32)), np.exp(a)]
     versions = f"{np.__version__} {ort.__version__} {onnx.__version__}".encode()

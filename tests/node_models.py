@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx.inliner
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile import ops
@@ -16,6 +15,7 @@ from mmcompile.quantize import (
     quantize_blocks,
     quantize_blocks_searched,
 )
+from tests import running
 
 ELEM_TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 
@@ -141,12 +141,7 @@ def with_operands(model):
 
 
 def run(model, x, outputs=None):
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return session.run(outputs, {"x": x})
+    return running.run(model, {"x": x}, outputs)
 
 
 def summation_bound(x_hat, w_hat, bias):

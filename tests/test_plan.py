@@ -22,8 +22,9 @@ from mmcompile.plan import (
 )
 from tests import models
 from tests import node_models as nm
-from tests.compiling import compiled, prepare, run
+from tests.compiling import compiled, prepare
 from tests.models import feeds
+from tests.running import run
 
 replace = msgspec.structs.replace
 

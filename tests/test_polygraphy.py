@@ -37,6 +37,7 @@ def test_metrics_are_those_of_polygraphys_comparators(seed):
     assert ours.max_abs_error == pytest.approx(np.abs(reference - value).max(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_reports_polygraphy_lines_work_as_printed(tmp_path, monkeypatch):
     monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
     path = tmp_path / "original.onnx"

@@ -109,13 +109,13 @@ def save_external(model, path):
 class Workplace:
     """`model.onnx` and `data.npz` in a folder, and short ways to compile them there."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, data=None):
         self.folder = folder
         self.model = folder / "model.onnx"
         self.data = folder / "data.npz"
         self.out = folder / "out"
         onnx.save(two_layers(), self.model)
-        np.savez(self.data, x=samples())
+        np.savez(self.data, x=samples() if data is None else data)
 
     def arguments(self, *more, model=None, data=None):
         """Arguments of a compilation that is over soon."""

@@ -15,6 +15,7 @@ from mmcompile.model.selection import Selection
 from mmcompile.policy.cost import CostPolicy
 from mmcompile.policy.micromix import MicroMixPolicy
 from mmcompile.policy.protocol import Policy, like
+from mmcompile.targets.table import DEFAULT_TARGET
 
 PARETO, STABILITY, STRESS, LAYERS = SECTIONS = ("pareto", "stability", "stress", "layers")
 """The sections of an analysis, in their order."""
@@ -48,7 +49,7 @@ class AnalyzeOptions:
         command: the command line, for the page.
     """
 
-    gpu: str = "sm_120"
+    gpu: str = DEFAULT_TARGET
     output: Path = Path("analysis")
     data: DataOptions = field(default_factory=DataOptions)
     policy: Policy = field(default_factory=CostPolicy)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmcompile.backends.engines.meta import BundleMeta, EngineMeta
+from mmcompile.backends.engines.plugin import PluginLibrary
 from mmcompile.backends.protocol import (
     Built,
     Job,
@@ -68,6 +69,11 @@ class Baseline:
         """The builder's."""
         return self.builder.triton
 
+    @property
+    def ahead_of_time(self) -> bool:
+        """The builder's."""
+        return self.builder.ahead_of_time
+
     def write(
         self,
         source: SourceModel,
@@ -121,9 +127,9 @@ class Baseline:
         """What its builder finds."""
         return self.builder.examine()
 
-    def timed(self, plan: bytes, library: Path | None, machine: Machine) -> TimedEngine:
+    def timed(self, plan: bytes, plugin: PluginLibrary | None, machine: Machine) -> TimedEngine:
         """An engine for timing."""
-        del library
+        del plugin
         return self.builder.timed(plan, None, machine)
 
 

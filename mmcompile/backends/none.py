@@ -24,6 +24,7 @@ class NoBackend:
     automatic = False
     needs_plugin = False
     triton = False
+    ahead_of_time = False
 
     def missing(self, target: str) -> EnvironmentProblem:
         """It builds nowhere."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from mmcompile.backends.engines.device import Device
 from mmcompile.backends.engines.interface import Interface, TensorSpec
 from mmcompile.backends.engines.meta import BuildChoices, BundleMeta, EngineMeta
+from mmcompile.backends.engines.plugin import PluginLibrary
 from mmcompile.errors import EnvironmentProblem
 from mmcompile.finding import Finding
 
@@ -134,6 +135,10 @@ class Backend(Protocol):
     def triton(self) -> bool:
         """Whether the Triton server's TensorRT back end runs its engines."""
 
+    @property
+    def ahead_of_time(self) -> bool:
+        """Whether it builds for a GPU that is not here."""
+
     def missing(self, target: str) -> EnvironmentProblem | None:
         """Why it cannot build for an architecture on this machine; None where it can."""
 
@@ -210,8 +215,13 @@ class TimedEngine(Protocol):
 class Timeable(Backend, Protocol):
     """A back end whose engines `mmcompile bench` can time."""
 
-    def timed(self, plan: bytes, library: Path | None, machine: Machine) -> TimedEngine:
+    def timed(self, plan: bytes, plugin: PluginLibrary | None, machine: Machine) -> TimedEngine:
         """Loads an engine.
+
+        Args:
+            plan: the engine.
+            plugin: what it needs; None where it needs nothing.
+            machine: where it runs.
 
         Raises:
             EnvironmentProblem: it is refused.

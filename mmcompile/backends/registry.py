@@ -28,12 +28,14 @@ class Wanted:
         name: its name, or `AUTO`.
         target: the architecture to build for, e.g. `sm_120`.
         triton: the Triton server has to run its engines.
+        ahead_of_time: it has to build for a GPU that is not here.
         library: why there is no plugin library; None where there is one.
     """
 
     name: str
     target: str
     triton: bool = False
+    ahead_of_time: bool = False
     library: EnvironmentProblem | None = None
 
 
@@ -92,11 +94,16 @@ def candidates(wanted: Wanted) -> Sequence[Backend]:
     """The back ends that come into question, in order.
 
     Raises:
-        UsageError: there is none of that name, or Triton does not run its engines.
+        UsageError: there is none of that name, Triton does not run its engines, or it builds
+            nothing ahead of time.
     """
     if wanted.name == AUTO:
-        return [each for each in BACKENDS.values() if each.automatic]
+        automatic = [each for each in BACKENDS.values() if each.automatic]
+        return [each for each in automatic if each.ahead_of_time or not wanted.ahead_of_time]
     backend = find_backend(wanted.name)
+    if wanted.ahead_of_time and not backend.ahead_of_time:
+        reason = f"{backend.title} builds nothing for a GPU that is not here"
+        raise UsageError("not-ahead-of-time", "--backend", reason, "leave it out")
     if wanted.triton and backend.file is not None and not backend.triton:
         reason = f"Triton's TensorRT back end does not run engines by {backend.title}"
         raise UsageError("triton-backend", "--triton", reason, "leave it out, or --backend")
@@ -107,7 +114,8 @@ def choose(wanted: Wanted) -> Choice:
     """The first back end that can build.
 
     Raises:
-        UsageError: there is none of that name, or Triton does not run its engines.
+        UsageError: there is none of that name, Triton does not run its engines, or it builds
+            nothing ahead of time.
     """
     problems: list[EnvironmentProblem] = []
     for backend in candidates(wanted):

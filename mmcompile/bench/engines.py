@@ -20,7 +20,7 @@ from mmcompile.backends.engines.inspector import parse_layers
 from mmcompile.backends.engines.interface import TensorSpec
 from mmcompile.backends.engines.layer_precision import Expected, PrecisionCheck
 from mmcompile.backends.engines.precision import compare, realized
-from mmcompile.backends.protocol import TimedEngine
+from mmcompile.backends.protocol import Backend, Timeable, TimedEngine
 from mmcompile.bench.points import Point, Shapes
 from mmcompile.bench.profiles import join_profile
 from mmcompile.bench.results import METHOD, EngineBench, TimedPoint, TimedVariant
@@ -28,7 +28,7 @@ from mmcompile.cuda.clocks import Clocks, read_clocks
 from mmcompile.cuda.driver import GpuFacts
 from mmcompile.cuda.machine import Block, Enqueue, Machine
 from mmcompile.cuda.timing import time_calls
-from mmcompile.errors import EnvironmentProblem, MMCompileError
+from mmcompile.errors import EnvironmentProblem, MMCompileError, UsageError
 from mmcompile.progress import Progress, Silent
 
 INPUT_SETS = 4
@@ -36,7 +36,7 @@ INPUT_SETS = 4
 PROFILED_RUNS = 5
 TOKENS = 100
 """Token ids are below this: every vocabulary has so many."""
-_FAILURES = (MMCompileError, MemoryError, RuntimeError, ValueError, OSError)
+FAILURES = (MMCompileError, MemoryError, RuntimeError, ValueError, OSError)
 """What building and running raise; a bug of ours would be another error, and is not swallowed."""
 
 
@@ -47,13 +47,13 @@ class Variant:
     Attributes:
         name: such as `FP16`.
         model: its ONNX file.
-        plugin: the library that it needs, or None.
+        needs_plugin: whether its graph has nodes of ours.
         expected: the precision that its graph asks for.
     """
 
     name: str
     model: Path
-    plugin: Path | None = None
+    needs_plugin: bool = False
     expected: tuple[Expected, ...] = ()
 
 
@@ -103,6 +103,18 @@ class Rig:
     facts: GpuFacts | None = None
 
 
+def timeable(backend: Backend) -> Timeable:
+    """A back end, if its engines can be timed.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    if not isinstance(backend, Timeable):
+        reason = f"engines by {backend.title} cannot be timed"
+        raise UsageError("not-timeable", "--backend", reason, "choose another back end")
+    return backend
+
+
 def bench_engines(
     bench: Bench,
     variants: Sequence[Variant],
@@ -130,8 +142,8 @@ def _time_variant(bench: Bench, variant: Variant, rig: Rig) -> TimedVariant:
     start = time.perf_counter()
     try:
         plan = rig.build(variant)
-    except _FAILURES as error:
-        return TimedVariant(name, model, error=_reason(error))
+    except FAILURES as error:
+        return TimedVariant(name, model, error=reason_of(error))
     if not plan:
         return TimedVariant(name, model, error="the builder returned nothing and gave no reason")
     seconds = time.perf_counter() - start
@@ -139,8 +151,8 @@ def _time_variant(bench: Bench, variant: Variant, rig: Rig) -> TimedVariant:
     before = machine.used_bytes()
     try:
         engine = rig.opened(plan, variant)
-    except _FAILURES as error:
-        return TimedVariant(name, model, _reason(error), seconds, len(plan))
+    except FAILURES as error:
+        return TimedVariant(name, model, reason_of(error), seconds, len(plan))
     after = machine.used_bytes()
     precision = _precision(variant, plan, engine)
     timed = [_time_point(bench, engine, machine, point, rig.facts) for point in bench.points]
@@ -162,7 +174,7 @@ def _precision(variant: Variant, plan: bytes, engine: TimedEngine) -> PrecisionC
     """What the engine runs, beside what the variant's graph asks for."""
     try:
         inspection = engine.inspection()
-    except _FAILURES:
+    except FAILURES:
         inspection = ""
     return compare(variant.expected, realized(plan, inspection, variant.expected))
 
@@ -176,8 +188,8 @@ def _time_point(
         before = _clocks(facts)
         loaded: list[Clocks | None] = []
         timing = time_calls(machine, run.calls(), during=lambda: loaded.append(_clocks(facts)))
-    except _FAILURES as error:
-        return TimedPoint(*head, error=_reason(error))
+    except FAILURES as error:
+        return TimedPoint(*head, error=reason_of(error))
     return TimedPoint(
         *head,
         seconds=timing.median,
@@ -202,8 +214,8 @@ def _profiled(bench: Bench, engine: TimedEngine, machine: Machine, timed: TimedP
         run.bind()
         runs = [engine.profile(stream) for _ in range(PROFILED_RUNS + 1)][1:]
         layers = parse_layers(engine.inspection())
-    except _FAILURES as error:
-        note = "; ".join(filter(None, (timed.note, f"no profile: {_reason(error)}")))
+    except FAILURES as error:
+        note = "; ".join(filter(None, (timed.note, f"no profile: {reason_of(error)}")))
         return msgspec.structs.replace(timed, note=note)
     joined = join_profile(layers, runs, bench.nodes, bench.linears)
     return msgspec.structs.replace(timed, layers=joined)
@@ -309,7 +321,7 @@ def _refused(what: str) -> EnvironmentProblem:
     return EnvironmentProblem("bench-shape-refused", "engine", reason, "widen --shapes")
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """One line; an error of mmcompile with its remedy."""
     text = " ".join(str(error).split()) or type(error).__name__
     return f"out of memory: {text}" if isinstance(error, MemoryError) else text

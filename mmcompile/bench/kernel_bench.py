@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmcompile.bench.kernels import LLAMA, ROWS, KernelBench, bench_kernels, cublas
+from mmcompile.bench.kernels import LLAMA, ROWS, KernelBench, bench_kernels
 from mmcompile.bench.model import linear_layers
+from mmcompile.cuda.cublas import cublas
 from mmcompile.cuda.driver import GpuFacts
 from mmcompile.cuda.layers import open_place
 from mmcompile.cuda.machine import GpuMachine
@@ -17,6 +18,7 @@ from mmcompile.model.selection import Selection
 from mmcompile.progress import Progress
 from mmcompile.targets.names import identify_gpu, parse_gpu, parse_target, plain_name
 
+BASELINES = ("bf16", "fp8")
 WITHOUT_GPU = "use --modelled for limits without a GPU, or run this where the GPU is"
 
 
@@ -49,7 +51,9 @@ def kernel_bench(
         layers = linear_layers(model, None, selection)
         shapes = [(each.in_channels, each.out_channels) for each in layers if not each.kept]
     cases = [(k, n, m) for k, n in dict.fromkeys(shapes) for m in rows or ROWS]
-    return bench_kernels(place, cases, cublas(), machine.facts, progress=progress)
+    products = cublas()
+    baselines = {f"cuBLAS {name.upper()}": products[name] for name in BASELINES if products}
+    return bench_kernels(place, cases, baselines, machine.facts, progress=progress)
 
 
 def open_gpu(asked: str | None) -> GpuMachine:

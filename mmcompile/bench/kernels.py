@@ -5,26 +5,19 @@ Every call finds its weights in DRAM: as many copies take turns as outgrow the L
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
 
+from mmcompile.cuda.calls import DeviceLayer, random_constants, random_inputs
 from mmcompile.cuda.clocks import Clocks, read_clocks
+from mmcompile.cuda.cublas import Product
 from mmcompile.cuda.driver import DriverError, GpuFacts
-from mmcompile.cuda.layers import (
-    DeviceLayer,
-    LayerShape,
-    Place,
-    mixed_segments,
-    random_constants,
-    weight_bytes,
-)
+from mmcompile.cuda.layers import LayerShape, Place, mixed_segments
 from mmcompile.cuda.machine import Enqueue
 from mmcompile.cuda.timing import copies_for, time_calls
-from mmcompile.kernels import BFLOAT16, KernelError
+from mmcompile.kernels import KernelError
 from mmcompile.progress import Progress, Silent
 
 METHOD = (
@@ -37,9 +30,6 @@ LLAMA = ((4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096))
 ROWS = (1, 8, 16, 64, 256, 1024, 2048)
 MIXES = ("micromix", "mxfp4", "nvfp4", "mxfp6_e3m2", "mxfp8", "a8w4")
 _FAILURES = (KernelError, DriverError, MemoryError, RuntimeError, TypeError, ValueError)
-
-Baseline = Callable[[int, int, int, int], list[Enqueue]]
-"""Calls of a product of [rows, K] by [K, N]: K, N, rows, copies of the weights."""
 
 
 class KernelTiming(msgspec.Struct, frozen=True):
@@ -88,7 +78,7 @@ class KernelBench(msgspec.Struct, frozen=True):
 def bench_kernels(
     place: Place,
     cases: Sequence[tuple[int, int, int]],
-    baselines: Mapping[str, Baseline],
+    baselines: Mapping[str, Product],
     facts: GpuFacts | None,
     *,
     mixes: Sequence[str] = MIXES,
@@ -136,17 +126,16 @@ class _Timer:
             shape = LayerShape(self._k, self._n, mixed_segments(mix, padded))
             linear = shape.create(self._place.library)
             constants = random_constants(random, shape, linear.info)
-            # bf16 of ordinary size: exponents of 2^-4 to 2^3.
-            x = random.integers(0x3D80, 0x4180, (self._rows, self._k), np.uint16)
-            size = constants.weight.nbytes + constants.scales.nbytes + x.nbytes
+            inputs = random_inputs(random, shape, self._rows)
+            size = constants.weight.nbytes + constants.scales.nbytes + inputs.x.nbytes
             copies = copies_for(self._cache, size)
-            layer = DeviceLayer(self._place, shape, constants, x, (BFLOAT16, BFLOAT16), copies)
+            layer = DeviceLayer(self._place, shape, constants, inputs, copies)
             launch = linear.describe(self._place.device, self._rows)
-            return self._time(mix, layer.calls("run"), launch, weight_bytes(layer))
+            return self._time(mix, layer.calls("run"), launch, layer.weight_bytes)
         except _FAILURES as error:
             return self._failed(mix, error)
 
-    def baseline(self, name: str, make: Baseline) -> KernelTiming:
+    def baseline(self, name: str, make: Product) -> KernelTiming:
         """Somebody else's product."""
         try:
             size = 2 * self._k * (self._n + self._rows)
@@ -182,48 +171,3 @@ class _Timer:
     def _failed(self, kernel: str, error: BaseException) -> KernelTiming:
         text = " ".join(str(error).split()) or type(error).__name__
         return KernelTiming(self._k, self._n, self._rows, kernel, error=text)
-
-
-def cublas() -> dict[str, Baseline]:
-    """BF16 and FP8 products by torch's cuBLAS; empty where torch or its CUDA is not there."""
-    if importlib.util.find_spec("torch") is None:
-        return {}
-    import torch
-
-    cuda: Any = torch.cuda
-    if not cuda.is_available():
-        return {}
-
-    def enqueue(function: Callable[[], Any]) -> Enqueue:
-        def call(stream: int | None) -> None:
-            with cuda.stream(cuda.ExternalStream(stream or 0)):
-                function()
-
-        return call
-
-    def operands(k: int, n: int, rows: int, copies: int, dtype: Any) -> Iterable[tuple[Any, Any]]:
-        for _ in range(copies):
-            x = torch.randn((rows, k), device="cuda", dtype=torch.bfloat16).to(dtype)
-            weight = torch.randn((n, k), device="cuda", dtype=torch.bfloat16).to(dtype)
-            yield x, weight
-
-    def bf16(k: int, n: int, rows: int, copies: int) -> list[Enqueue]:
-        out = torch.empty((rows, n), device="cuda", dtype=torch.bfloat16)
-
-        def product(x: Any, weight: Any) -> Enqueue:
-            return enqueue(lambda: torch.mm(x, weight.t(), out=out))
-
-        return [product(*pair) for pair in operands(k, n, rows, copies, torch.bfloat16)]
-
-    def fp8(k: int, n: int, rows: int, copies: int) -> list[Enqueue]:
-        one = torch.ones((), device="cuda")
-
-        def product(x: Any, weight: Any) -> Enqueue:
-            return enqueue(
-                lambda: torch._scaled_mm(x, weight.t(), one, one, out_dtype=torch.bfloat16)
-            )
-
-        # Without the quantization of x, which stands in ours: a generous baseline.
-        return [product(*pair) for pair in operands(k, n, rows, copies, torch.float8_e4m3fn)]
-
-    return {"cuBLAS BF16": bf16, "cuBLAS FP8": fp8}

@@ -141,7 +141,11 @@ def _engines(bench: EngineBench) -> BenchPage:
             _times(bench),
             *(_profile(variant) for variant in bench.variants if variant.points),
         ],
-        notes=[line for variant in bench.variants for line in precision_problems(variant)],
+        notes=[
+            line
+            for variant in bench.variants
+            for line in precision_problems(variant.name, variant.precision)
+        ],
     )
 
 

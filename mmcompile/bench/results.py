@@ -140,15 +140,14 @@ class EngineBench(msgspec.Struct, frozen=True):
         }
 
 
-def precision_problems(variant: TimedVariant) -> tuple[str, ...]:
-    """Lines that say which layers lost their precision, and of which it cannot be told."""
-    check = variant.precision
+def precision_problems(name: str, check: PrecisionCheck | None) -> tuple[str, ...]:
+    """Lines that say which layers of a variant lost their precision, and which cannot be told."""
     if check is None:
         return ()
-    lines = [f"{variant.name}: {line}" for line in precision_lines(check)[1:]]
-    if not variant.is_realized:
+    lines = [f"{name}: {line}" for line in precision_lines(check)[1:]]
+    if check.lost:
         lines.append(
-            f"{variant.name} is not realized: {len(check.lost)} of {check.asked} layers do not "
+            f"{name} is not realized: {len(check.lost)} of {check.asked} layers do not "
             "run what it stands for, so that its times are compared with nothing"
         )
     return tuple(lines)

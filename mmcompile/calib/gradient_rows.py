@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mmcompile.cache import save_arrays
 from mmcompile.calib.execution import Execution
 from mmcompile.calib.gradient import Draw, GradientRows, collect_gradients, differentiate
 from mmcompile.calib.instrument import watched_tensor
@@ -72,13 +73,7 @@ class GradientSamples:
         for index, rows in enumerate(self.groups.values()):
             arrays[f"{index}.activations"] = rows.activations
             arrays[f"{index}.gradients"] = rows.gradients
-        partial = path.with_name(f"{path.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        save_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> GradientSamples | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mmcompile.cache import save_arrays
 from mmcompile.dtypes import F32, F64
 from mmcompile.errors import UsageError
 
@@ -147,13 +148,7 @@ class ActivationStats:
         for index, stats in enumerate(self.tensors.values()):
             for field, value in vars(stats).items():
                 arrays[f"{index}.{field}"] = np.asarray(value)
-        partial = path.with_name(f"{path.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        save_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> ActivationStats:

@@ -11,6 +11,7 @@ from mmcompile.backends.engines.precision import counts_text
 from mmcompile.bench.kernels import KernelBench, KernelTiming
 from mmcompile.bench.limits import FP16, VARIANTS
 from mmcompile.bench.modelled import ModelledBench, ModelledLayer, ModelledPoint
+from mmcompile.bench.prepared import PreparedBench
 from mmcompile.bench.profiles import linear_seconds
 from mmcompile.bench.results import EngineBench, TimedPoint, TimedVariant, precision_problems
 from mmcompile.cli.console import open_console
@@ -154,6 +155,44 @@ def print_engines(bench: EngineBench, verbose: bool) -> None:
             _print_profile(variant, point, console, verbose)
 
 
+def print_prepared(bench: PreparedBench) -> None:
+    """Engines that were built and not timed: their sizes, and what their layers run."""
+    console = open_console()
+    line = f"PREPARED for {bench.target} by {bench.builder} {bench.builder_version}, not timed"
+    console.print(Text(line, "bold"), soft_wrap=True)
+    console.print(Text(bench.notice))
+    sizes = {each.name: each.engine.bytes for each in bench.variants if each.engine is not None}
+    reference = bench.variants[0].name
+    table = open_table(
+        plain_text(bench.model),
+        ("Engine", "Layers run in"),
+        ("Engine size", f"Size over {reference}'s"),
+    )
+    for variant in bench.variants:
+        size, check = sizes.get(variant.name), variant.precision
+        is_lost = check is not None and bool(check.lost)
+        ratio = "–"
+        if size is not None and reference in sizes:
+            ratio = f"{size / sizes[reference]:.2f}"
+        table.add_row(
+            f"{variant.name}, not realized" if is_lost else variant.name,
+            "–" if check is None else plain_text(counts_text(check.realized)),
+            "failed" if size is None else f"{size / 1e6:.2f} MB",
+            ratio,
+        )
+    console.print(table)
+    for variant in bench.variants:
+        if variant.error:
+            console.print(Text(f"✗ {variant.name}: {plain_text(variant.error)}", style="bold red"))
+        for line in precision_problems(variant.name, variant.precision):
+            console.print(Text(plain_text(line), style="yellow"))
+    points = ", ".join(f"{point.batch} × {point.sequence}" for point in bench.points)
+    if sizes:
+        console.print(Text(f"To be timed at {points}."))
+    else:
+        console.print(Text("No engine could be built: nothing was written.", style="bold red"))
+
+
 def _engine_cell(
     point: TimedPoint | None, ratio: float | None, variant: TimedVariant, reference: str
 ) -> str:
@@ -167,7 +206,7 @@ def _print_problems(variants: Sequence[TimedVariant], console: Console) -> None:
     for variant in variants:
         if variant.error:
             console.print(Text(f"✗ {variant.name}: {variant.error}", style="bold red"))
-        for line in precision_problems(variant):
+        for line in precision_problems(variant.name, variant.precision):
             console.print(Text(plain_text(line), style="yellow"))
         for point in variant.points:
             head = f"{variant.name} at {point.batch} × {point.sequence}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from mmcompile.cli.console import open_console
-from mmcompile.doctor import Finding
+from mmcompile.finding import Finding
 from mmcompile.tables import Name, open_table
 
 

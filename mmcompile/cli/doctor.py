@@ -38,7 +38,7 @@ def doctor_command(selftest: bool, quick: bool, output: Path | None, as_json: bo
     """
     from mmcompile.cli.console import print_json
     from mmcompile.cli.diagnosis import print_findings
-    from mmcompile.doctor import examine
+    from mmcompile.doctor.environment import examine
     from mmcompile.errors import ExitCode
 
     if selftest:

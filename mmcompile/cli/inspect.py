@@ -8,8 +8,13 @@ from typing import Any
 import click
 
 from mmcompile.cli.generated import FILE, taken
-from mmcompile.cli.help import SectionedCommand
-from mmcompile.cli.options import json_option, refuse_selection, selection_options, verbose_option
+from mmcompile.cli.help import SectionedCommand, sections
+from mmcompile.cli.options import (
+    json_option,
+    refuse_without_effect,
+    selection_options,
+    verbose_option,
+)
 from mmcompile.model.selection import Selection
 
 
@@ -38,7 +43,7 @@ def inspect_command(
     if is_engine(file):
         from mmcompile.cli.precision_tables import print_engine
 
-        refuse_selection(context, "an engine, whose layers are settled")
+        refuse_without_effect(context, sections()["Layers"], "an engine, whose layers are settled")
         report = engine_report(file)
         print_json(report) if as_json else print_engine(report, verbose)
         return

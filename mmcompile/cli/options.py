@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -126,31 +127,33 @@ def refuse_of_other_policies(context: click.Context) -> None:
         UsageError: there is one.
     """
     policy = context.params["policy"]
-    own = _destinations(options_of(POLICIES[policy]))
+    own = destinations(options_of(POLICIES[policy]))
     for kind in KINDS:
-        for name in _destinations(kind):
+        for name in destinations(kind):
             if name not in own and _was_given(context, name):
-                owners = [p for p in POLICIES if name in _destinations(options_of(POLICIES[p]))]
+                owners = [p for p in POLICIES if name in destinations(options_of(POLICIES[p]))]
                 reason = f"it has no effect on --policy {policy}"
                 remedy = f"use --policy {' or '.join(owners)}"
                 raise UsageError("option-without-effect", _flag(context, name), reason, remedy)
 
 
-def _destinations(kind: type) -> tuple[str, ...]:
+def destinations(kind: type) -> tuple[str, ...]:
+    """Python names of the options that are made of a dataclass."""
     return tuple(destination_of(field) for field in option_fields(kind))
 
 
-def refuse_selection(context: click.Context, what: str) -> None:
-    """Refuses options on the command line that select layers where there is nothing to select.
+def refuse_without_effect(context: click.Context, names: Iterable[str], what: str) -> None:
+    """Refuses options on the command line that change nothing.
 
     Args:
         context: of the command.
+        names: their Python names; those that the command does not have do not matter.
         what: what they have no effect on.
 
     Raises:
         UsageError: there is one.
     """
-    for name in sections()["Layers"]:
+    for name in names:
         if _was_given(context, name):
             reason = f"it has no effect on {what}"
             raise UsageError("option-without-effect", _flag(context, name), reason, "leave it out")

@@ -6,8 +6,7 @@ import ctypes
 import shutil
 import subprocess
 from ctypes import byref, c_uint, c_void_p
-
-import msgspec
+from dataclasses import dataclass
 
 NVML = "libnvidia-ml.so.1"
 SMI_SECONDS = 20.0
@@ -16,7 +15,8 @@ _SM, _MEMORY, _CORE = 1, 2, 0
 _QUERY = "clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu,driver_version"
 
 
-class Clocks(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Clocks:
     """A reading; None for what the GPU does not tell.
 
     Attributes:

@@ -59,6 +59,9 @@ class Machine(Protocol):
     def read(self, address: int, size: int) -> npt.NDArray[np.uint8]:
         """A copy of memory, after all that was enqueued before."""
 
+    def copy(self, target: int, source: int, size: int, stream: int | None) -> None:
+        """Enqueues a copy within memory."""
+
     def used_bytes(self) -> int | None:
         """Device memory in use by everyone; None where nobody counts it."""
 
@@ -110,6 +113,10 @@ class HostMachine:
     def read(self, address: int, size: int) -> npt.NDArray[np.uint8]:
         """See `Machine`."""
         return np.frombuffer(ctypes.string_at(address, size), np.uint8)
+
+    def copy(self, target: int, source: int, size: int, stream: int | None) -> None:  # noqa: ARG002
+        """See `Machine`."""
+        ctypes.memmove(target, source, size)
 
     def used_bytes(self) -> int | None:
         """See `Machine`."""
@@ -228,6 +235,10 @@ class GpuMachine:
         if size:
             self.driver.call("cuMemcpyDtoH_v2", target.ctypes.data, address, size)
         return target
+
+    def copy(self, target: int, source: int, size: int, stream: int | None) -> None:
+        """See `Machine`."""
+        self.driver.call("cuMemcpyDtoDAsync_v2", target, source, size, stream)
 
     def used_bytes(self) -> int | None:
         """See `Machine`."""

@@ -12,8 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-
-import msgspec
+from dataclasses import dataclass
 
 from mmcompile.cuda.driver import DriverError
 from mmcompile.cuda.machine import Enqueue, Machine
@@ -29,7 +28,8 @@ CACHE_MULTIPLE = 4
 """Copies of operands fill the L2 cache so many times."""
 
 
-class Timing(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Timing:
     """Seconds per call.
 
     Attributes:
@@ -67,6 +67,7 @@ def time_calls(
     machine: Machine,
     calls: Sequence[Enqueue],
     *,
+    before: Sequence[Enqueue] = (),
     during: Callable[[], object] | None = None,
     seconds: float = SECONDS,
     warm_seconds: float = WARM_SECONDS,
@@ -76,6 +77,7 @@ def time_calls(
     Args:
         machine: where they run.
         calls: one per copy of the operands; each replay runs them all, in this order.
+        before: run ahead of every replay, untimed.
         during: called once, while the replays run: to read the clocks under load.
         seconds: how long the replays take together, about.
         warm_seconds: how long to warm up.
@@ -89,8 +91,18 @@ def time_calls(
         for call in calls:
             call(stream)
 
+    def prepare() -> None:
+        for call in before:
+            call(stream)
+
+    def timed() -> Callable[[], float]:
+        prepare()
+        return machine.timed(stream, launch)
+
     # Loads kernels, and lets libraries allocate what they cannot while a graph is captured.
-    _once(machine, stream, plainly)
+    prepare()
+    plainly()
+    machine.synchronize()
     launch, note = plainly, ""
     try:
         graph = machine.capture(stream, plainly)
@@ -101,21 +113,18 @@ def time_calls(
         def launch() -> None:
             graph.launch(stream)
 
-    once = max(_once(machine, stream, launch), 1e-7)
+    first = timed()
+    machine.synchronize()
+    once = max(first(), 1e-7)
     for _ in range(min(math.ceil(warm_seconds / once), MOST_WARM_ROUNDS)):
+        prepare()
         launch()
     count = min(max(math.ceil(seconds / once), REPLAYS[0]), REPLAYS[1])
-    readings = [machine.timed(stream, launch) for _ in range(count)]
+    readings = [timed() for _ in range(count)]
     if during is not None:
         during()
     machine.synchronize()
     return Timing(tuple(read() / len(calls) for read in readings), len(calls), not note, note)
-
-
-def _once(machine: Machine, stream: int | None, enqueue: Callable[[], None]) -> float:
-    reading = machine.timed(stream, enqueue)
-    machine.synchronize()
-    return reading()
 
 
 def copies_for(cache_bytes: int, size: int, least: int = 2, most: int = 64) -> int:

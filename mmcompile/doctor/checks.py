@@ -1,159 +1,121 @@
-"""The self-test's checks: every kernel, format and tactic against the CPU tables."""
+"""The self-test's checks of every kernel, format and tactic; tests/gpu runs them on more sizes."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import msgspec
-import numpy as np
-import numpy.typing as npt
+from mmcompile.cuda.calls import Inputs
+from mmcompile.cuda.layers import MIXES, LayerShape, mixed_segments
+from mmcompile.cuda.number_types import NUMBER_TYPES, narrow
+from mmcompile.doctor.cases import EXTRAS, Extras, gemm_case, linear_case, quantize_case
+from mmcompile.doctor.compare import same_bits, same_numbers, within_bound
+from mmcompile.doctor.operands import EXACT_UNIT, X_KINDS, Order, random_order, random_x
+from mmcompile.doctor.trial import Check, Trial
+from mmcompile.kernels import LinearSegment
 
-from mmcompile.cuda.driver import DriverError
-from mmcompile.cuda.layers import MIXES, DeviceLayer, LayerShape, Place, mixed_segments
-from mmcompile.doctor.operands import (
-    TYPES,
-    pack_activations,
-    pack_constants,
-    quantized,
-    random_order,
-    random_weight,
-    random_x,
-    reference,
-)
-from mmcompile.kernels import KernelError
-
-TENSOR_SCALES = (2.0**-8, 2.0**-6)
-"""Of activations and weights, for NVFP4 segments: small enough for y to fit fp16."""
-
-
-class CheckResult(msgspec.Struct, frozen=True):
-    """One check.
-
-    Attributes:
-        name: `quantize/FORMATS/TYPE` or `layer/FORMATS/TYPE/TACTIC`.
-        passed: whether the kernel agrees with the tables.
-        seconds: time that it took.
-        detail: the sizes; for a failure the first difference.
-        worst: largest error of a layer as a share of what is allowed.
-    """
-
-    name: str
-    passed: bool
-    seconds: float
-    detail: str
-    worst: float | None = None
+Split = Callable[[int], tuple[LinearSegment, ...]]
+"""Segments of about so many channels, a multiple of 32."""
+LAYER_SCALES = (2.0**-8, 2.0**-6)
+"""Tensor scales of activations and weights, small enough for y to fit fp16."""
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Rows of x, input channels (a few of them padding) and output channels of the checks."""
+class Size:
+    """Sizes of a layer and of its x.
 
-    rows: tuple[int, ...]
-    channels: int
+    Attributes:
+        rows: M.
+        out_channels: N.
+        channels: K_pad, unless the split takes more.
+        missing: channels of them that x does not have.
+        offset: elements by which x lies behind an aligned address.
+    """
+
+    rows: int
     out_channels: int
-    missing: int = 3
+    channels: int
+    missing: int = 0
+    offset: int = 0
+
+    def shape(self, split: Split, *scales: float) -> LayerShape:
+        """The layer."""
+        segments = split(self.channels)
+        padded = sum(segment.channels for segment in segments)
+        return LayerShape(padded - self.missing, self.out_channels, segments, *scales)
 
 
-GPU_SIZES = Sizes((1, 7, 16, 70, 300), 2080, 328)
-EMULATED_SIZES = Sizes((3, 18), 352, 40)
+GPU_SIZES = tuple(Size(rows, 328, 2080, 3) for rows in (1, 7, 16, 70, 300))
+EMULATED_SIZES = (Size(3, 40, 352, 3), Size(18, 40, 352, 3))
 """The emulator is a thousand times slower."""
 
 
-class Disagreement(Exception):
-    """A kernel's result is not that of the tables; the text says where."""
-
-
-def run_checks(place: Place, sizes: Sizes, seed: int = 0) -> Iterator[CheckResult]:
-    """All checks, one after the other; a kernel that fails does not keep others from running."""
+def checks_of(sizes: Sequence[Size]) -> Iterator[Check]:
+    """The self-test."""
     for mix in MIXES:
-        for kind, (type_name, _) in TYPES.items():
-            for number, rows in enumerate(sizes.rows):
-                random = np.random.default_rng([seed, number, kind])
-                yield from _check_layer(place, sizes, random, (mix, kind, type_name, rows))
+        split = partial(mixed_segments, mix)
+        for kind, number_type in NUMBER_TYPES.items():
+            case, types = f"{mix}/{number_type.name}", ((kind, kind),)
+            codes = partial(quantize, split=split, x_type=kind, sizes=sizes)
+            yield Check(f"quantize/{case}", codes)
+            yield Check(f"gemm/{case}", partial(exact, split=split, y_type=kind, sizes=sizes))
+            yield Check(f"layer/{case}", partial(layers, split=split, types=types, sizes=sizes))
 
 
-def _check_layer(
-    place: Place,
-    sizes: Sizes,
-    random: np.random.Generator,
-    case: tuple[str, int, str, int],
-) -> Iterator[CheckResult]:
-    mix, kind, type_name, rows = case
-    segments = mixed_segments(mix, sizes.channels)
-    shape = LayerShape(sizes.channels - sizes.missing, sizes.out_channels, segments, *TENSOR_SCALES)
-    x = random_x(random, rows, shape.in_channels, kind)
-    order = random_order(random, shape)
-    weight = random_weight(random, shape)
-    bias = random.standard_normal(shape.out_channels, np.float32)
-    act = quantized(x, order, shape)
-    detail = f"M {rows}, K {shape.in_channels}, N {shape.out_channels}"
-    bits: npt.NDArray[np.generic] = x.view(np.uint32 if x.dtype.itemsize == 4 else np.uint16)
-    start = time.perf_counter()
-    name = f"quantize/{mix}/{type_name}"
-    try:
-        constants = pack_constants(weight, shape, order, bias)
-        layer = DeviceLayer(place, shape, constants, bits, (kind, kind))
-        layer.once("quantize")
-        codes, scales = layer.quantized()
-        wanted = pack_activations(act, shape)
-        _same(scales, wanted[1], "scale bytes")
-        _same(codes, wanted[0], "codes")
-    except (Disagreement, KernelError, DriverError, MemoryError) as error:
-        yield CheckResult(name, False, time.perf_counter() - start, f"{detail}: {error}")
-        return
-    yield CheckResult(name, True, time.perf_counter() - start, detail)
-    expected = reference(act, weight, bias, shape, kind)
-    for tactic, tile in enumerate(("chosen", *place.tactics)):
-        start = time.perf_counter()
-        name = f"layer/{mix}/{type_name}/{tile}"
-        try:
-            layer.once("run", tactic)
-            with np.errstate(invalid="ignore"):  # a signalling NaN is one that is found
-                y = layer.result().view(TYPES[kind][1]).reshape(rows, -1).astype(np.float64)
-            worst = _within(y, expected.exact, expected.bound)
-        except (Disagreement, KernelError, DriverError) as error:
-            yield CheckResult(name, False, time.perf_counter() - start, f"{detail}: {error}")
-        else:
-            yield CheckResult(name, True, time.perf_counter() - start, detail, worst)
+def quantize(trial: Trial, split: Split, x_type: int, sizes: Sequence[Size]) -> None:
+    """Codes and scale bytes are the reference's, bit for bit."""
+    for size in sizes:
+        shape = size.shape(split, 2.0**-5, 2.0**3)
+        for kind in X_KINDS if size.rows < 40 else (X_KINDS[size.rows % 4],):
+            x = random_x(trial.random, kind, size.rows, shape.in_channels, x_type)
+            inputs = Inputs(x, (x_type, x_type), offset=size.offset)
+            same_quantized(trial, shape, inputs, random_order(trial.random, shape))
 
 
-def _same(found: npt.NDArray[np.uint8], wanted: npt.NDArray[np.uint8], what: str) -> None:
-    """Bytes are equal.
+def same_quantized(trial: Trial, shape: LayerShape, inputs: Inputs, order: Order) -> None:
+    """Codes and scale bytes of one x are the reference's, bit for bit."""
+    rows, channels = inputs.x.shape
+    name = NUMBER_TYPES[inputs.types[0]].name
+    with trial.part(f"{name} x[{rows}, {channels}] + {inputs.offset}"):
+        case = quantize_case(trial, shape, inputs, order)
+        codes, scales = case.layer.quantize()
+        wanted_codes, wanted_scales = case.packed()
+        same_bits(scales, wanted_scales, "scale bytes")
+        same_bits(codes, wanted_codes, "codes")
 
-    Raises:
-        Disagreement: they are not, or their shapes are not.
+
+def exact(trial: Trial, split: Split, y_type: int, sizes: Sequence[Size]) -> None:
+    """Sums that no order and no truncation changes: y is the exact one, rounded once."""
+    for i, size in enumerate(sizes):
+        extras = EXTRAS[(i + y_type) % 4]
+        case = gemm_case(trial, size.shape(split), size.rows, y_type, extras, exact=True)
+        wanted = case.reference()
+        most = wanted.magnitude.max() / EXACT_UNIT
+        assert most < 2**24, f"the operands of this check are too large: {most} units"
+        bits = narrow(wanted.exact, y_type)
+        for part in trial.tactics(case.layer):
+            with part:
+                same_numbers(case.gemm(part.tactic), bits, y_type)
+
+
+def layers(
+    trial: Trial, split: Split, types: Sequence[tuple[int, int]], sizes: Sequence[Size]
+) -> None:
+    """The whole layer is within the bound; its halves, one after the other, give the same bits.
+
+    Types of x and y take turns, and so do kinds of x, but for the last, whose y would be NaN.
     """
-    if found.shape != wanted.shape:
-        raise Disagreement(f"{what} have the shape {found.shape}, not {wanted.shape}")
-    wrong = np.argwhere(found != wanted)
-    if len(wrong):
-        place = tuple(int(i) for i in wrong[0])
-        raise Disagreement(
-            f"{len(wrong)} of {found.size} {what} differ; the first at {place}: "
-            f"0x{int(found[place]):02x}, not 0x{int(wanted[place]):02x}"
-        )
-
-
-def _within(
-    y: npt.NDArray[np.float64],
-    exact: npt.NDArray[np.float64],
-    bound: npt.NDArray[np.float64],
-) -> float:
-    """The largest error as a share of its bound.
-
-    Raises:
-        Disagreement: it is larger than the bound, or a value is NaN.
-    """
-    with np.errstate(invalid="ignore"):
-        share = np.where(np.isnan(y), np.inf, np.abs(y - exact) / bound)
-    worst = np.unravel_index(int(np.argmax(share)), share.shape)
-    if share[worst] > 1:
-        row, channel = (int(i) for i in worst)
-        raise Disagreement(
-            f"{int((share > 1).sum())} of {share.size} values of y are beyond the bound; the "
-            f"worst is y[{row}, {channel}] = {y[worst]:.6g}, exact {exact[worst]:.6g}, allowed "
-            f"± {bound[worst]:.3g}"
-        )
-    return float(share[worst])
+    for i, size in enumerate(sizes):
+        extras = Extras(bias=i % 2 == 0, residual=i % 3 != 0, in_place=i % 3 == 1)
+        shape, chosen = size.shape(split, *LAYER_SCALES), types[i % len(types)]
+        case = linear_case(trial, shape, size.rows, chosen, extras, X_KINDS[i % 3])
+        wanted, layer = case.reference(), case.layer
+        for part in trial.tactics(layer):
+            with part:
+                y = layer.run(part.tactic)
+                part.worst = within_bound(y, chosen[1], wanted)
+                layer.quantize(part.tactic)
+                layer.restore_residual()
+                layer.enqueue("gemm", part.tactic)
+                same_bits(layer.result(), y, "values of y by the halves")

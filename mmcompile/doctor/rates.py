@@ -8,33 +8,29 @@ torch with CUDA is installed.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
 
+from mmcompile.cuda.calls import DeviceLayer, copy_calls, random_constants, random_inputs
 from mmcompile.cuda.clocks import Clocks, read_clocks
+from mmcompile.cuda.cublas import cublas
 from mmcompile.cuda.driver import DriverError, GpuFacts
-from mmcompile.cuda.layers import (
-    DeviceLayer,
-    LayerShape,
-    Place,
-    mixed_segments,
-    random_constants,
-)
+from mmcompile.cuda.layers import LayerShape, Place, mixed_segments
 from mmcompile.cuda.machine import Enqueue, GpuMachine
 from mmcompile.cuda.timing import Timing, time_calls
 from mmcompile.formats import MXFP4, MXFP6_E3M2, MXFP8, NVFP4
-from mmcompile.kernels import BFLOAT16, KernelError
+from mmcompile.kernels import KernelError
 from mmcompile.targets.names import identify_gpu
 from mmcompile.targets.target import FormatPair, Kind
 
 ROWS, CHANNELS, OUT_CHANNELS = 8192, 8192, 8192
 """Of the products: 1.1 TFLOP each, some 20 times what their bytes cost on any of the GPUs."""
 KINDS = {fmt.name: FormatPair(fmt.name, fmt.name).kind for fmt in (MXFP4, NVFP4, MXFP8, MXFP6_E3M2)}
-"""The instruction of each mix, as `gpus` names it."""
+"""The instruction of each mix."""
+PRODUCTS = (Kind.FP16, Kind.FP8)
+"""What cuBLAS multiplies."""
 COPY_BYTES = 2**30
 _FAILURES = (KernelError, DriverError, MemoryError, RuntimeError, TypeError, ValueError)
 
@@ -78,10 +74,11 @@ def measure_rates(place: Place, machine: GpuMachine) -> Iterator[Rate]:
             continue
         yield _timed(machine, mix, "mmcompile", layer.calls("gemm"), expected)
         del layer
-    for name, calls in _cublas():
-        kind = Kind(name)
+    products = cublas()
+    for kind in PRODUCTS if products else ():
         try:
-            yield _timed(machine, kind, "cuBLAS by torch", calls(), assumed.get(kind))
+            calls = products[kind](CHANNELS, OUT_CHANNELS, ROWS, 1)
+            yield _timed(machine, kind, "cuBLAS by torch", calls, assumed.get(kind))
         except _FAILURES as error:
             yield Rate(kind, "cuBLAS by torch", assumed=assumed.get(kind), error=str(error))
 
@@ -97,11 +94,10 @@ def _layer(place: Place, mix: str) -> DeviceLayer:
     random = np.random.default_rng(0)
     shape = LayerShape(CHANNELS, OUT_CHANNELS, mixed_segments(mix, CHANNELS))
     constants = random_constants(random, shape, shape.create(place.library).info)
-    # bf16 of ordinary size: the exponents of 2^-4 to 2^3.
-    x = random.integers(0x3D80, 0x4180, (ROWS, CHANNELS), np.uint16)
-    layer = DeviceLayer(place, shape, constants, x, (BFLOAT16, BFLOAT16))
+    layer = DeviceLayer(place, shape, constants, random_inputs(random, shape, ROWS))
     # Leaves codes, and zeroed counters; a product so large is not split along K and uses none.
-    layer.once("quantize")
+    layer.enqueue("quantize")
+    place.machine.synchronize()
     return layer
 
 
@@ -130,54 +126,13 @@ def _timed(
 def _copy(machine: GpuMachine, assumed: float | None) -> Rate:
     """Bytes read plus bytes written per second, by a copy that outgrows the cache."""
     size = COPY_BYTES // 2
+    readings: list[Clocks] = []
     try:
-        source, target = machine.allocate(size), machine.allocate(size)
-        machine.fill(source.address, size, 1)
-
-        def copy(stream: int | None) -> None:
-            machine.driver.call(
-                "cuMemcpyDtoDAsync_v2", target.address, source.address, size, stream
-            )
-
-        readings: list[Clocks] = []
         timing = time_calls(
-            machine, [copy], during=lambda: readings.append(read_clocks(machine.facts.uuid))
+            machine,
+            copy_calls(machine, size),
+            during=lambda: readings.append(read_clocks(machine.facts.uuid)),
         )
     except _FAILURES as error:
         return Rate("copy", "CUDA driver", assumed=assumed, error=str(error))
     return Rate("copy", "CUDA driver", 2 * size / timing.median, assumed, None, readings[0], timing)
-
-
-def _cublas() -> Iterator[tuple[str, Callable[[], list[Enqueue]]]]:
-    """FP16 and FP8 products by torch, where it is installed and has CUDA."""
-    if importlib.util.find_spec("torch") is None:
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        return
-
-    cuda: Any = torch.cuda
-
-    def on_stream(function: Callable[[], Any]) -> list[Enqueue]:
-        def enqueue(stream: int | None) -> None:
-            with cuda.stream(cuda.ExternalStream(stream or 0)):
-                function()
-
-        return [enqueue]
-
-    def operand(dtype: Any) -> Any:
-        return torch.randn((ROWS, CHANNELS), device="cuda", dtype=torch.bfloat16).to(dtype)
-
-    def fp16() -> list[Enqueue]:
-        a, b = operand(torch.float16), operand(torch.float16)
-        out = torch.empty((ROWS, OUT_CHANNELS), device="cuda", dtype=torch.float16)
-        return on_stream(lambda: torch.mm(a, b.t(), out=out))
-
-    def fp8() -> list[Enqueue]:
-        a, b = operand(torch.float8_e4m3fn), operand(torch.float8_e4m3fn)
-        one = torch.ones((), device="cuda")
-        return on_stream(lambda: torch._scaled_mm(a, b.t(), one, one, out_dtype=torch.bfloat16))
-
-    yield "fp16", fp16
-    yield "fp8", fp8

@@ -18,9 +18,10 @@ from mmcompile.cuda.clocks import Clocks, read_clocks
 from mmcompile.cuda.driver import DriverError, GpuFacts
 from mmcompile.cuda.layers import Place, open_place
 from mmcompile.cuda.machine import GpuMachine, HostMachine
-from mmcompile.doctor.checks import EMULATED_SIZES, GPU_SIZES, CheckResult, Sizes, run_checks
+from mmcompile.doctor.checks import EMULATED_SIZES, GPU_SIZES, Size, checks_of
 from mmcompile.doctor.emulation import DEVICES, emulated_library
 from mmcompile.doctor.rates import Rate, measure_rates
+from mmcompile.doctor.trial import CheckResult
 from mmcompile.errors import EnvironmentProblem
 from mmcompile.kernels import KernelError, KernelLibrary
 from mmcompile.libraries import KERNELS, MISSING, digest, remedy
@@ -155,13 +156,14 @@ def _emulated(reason: str, progress: Progress) -> SelfTest:
     return _document(parts, remaining=remaining)
 
 
-def _checked(device: str, place: Place, sizes: Sizes, progress: Progress) -> Part:
+def _checked(device: str, place: Place, sizes: Sequence[Size], progress: Progress) -> Part:
     """All checks; what a kernel that breaks the GPU leaves is kept."""
     done: list[CheckResult] = []
     error = None
     try:
-        for check in progress.track(run_checks(place, sizes), f"checking kernels on {device}"):
-            done.append(check)
+        checks = tuple(checks_of(sizes))
+        for check in progress.track(checks, f"checking kernels on {device}", len(checks)):
+            done += check.run(place)
             if silence := _silence(place):
                 error = f"the GPU does not answer after {check.name}: {silence}"
                 break

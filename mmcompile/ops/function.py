@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-import onnx.parser
-from onnx import helper, numpy_helper
 
 from mmcompile.formats import BLOCK_FORMATS
 from mmcompile.ops.schema import ATTRIBUTES, DOMAIN, INPUTS, OP_TYPE
 from mmcompile.plan import SCALE_WORD, SEGMENT_ALIGNMENT, GroupPlan
 from mmcompile.quantize import E4M3_SCALES, E8M0_SCALES, element_table
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def needs_half_blocks(groups: Iterable[GroupPlan]) -> bool:
@@ -47,7 +48,9 @@ def function_proto(opset: int, *, half_blocks: bool, unpacked: bool = False) -> 
     if opset < 18:  # axes became an input in opset 18
         reduce_max = "ReduceMax <axes = [-1], keepdims = 1> ({0})"
     body = re.sub(r"BlockMax \((\w+)\)", lambda match: reduce_max.format(match[1]), body)
-    function = onnx.parser.parse_function(
+    from onnx import parser
+
+    function = parser.parse_function(
         f'<domain: "{DOMAIN}", opset_import: ["": {opset}]>\n'
         f"{OP_TYPE} <{', '.join(field.name for field in ATTRIBUTES)}>"
         f" ({', '.join(field.name for field in INPUTS)}) => (y) {{\n{body}}}"
@@ -61,6 +64,8 @@ def function_proto(opset: int, *, half_blocks: bool, unpacked: bool = False) -> 
 
 
 def _constant(name: str, value: np.ndarray) -> onnx.NodeProto:
+    from onnx import helper, numpy_helper
+
     tensor = numpy_helper.from_array(np.asarray(value), name)
     return helper.make_node("Constant", [], [name], value=tensor)
 

@@ -14,6 +14,7 @@ from mmcompile.model.selection import Selection
 from mmcompile.options import check_choices, option
 from mmcompile.policy.cost import CostPolicy
 from mmcompile.policy.protocol import Policy
+from mmcompile.targets.table import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from mmcompile.plan import QuantPlan
@@ -75,7 +76,7 @@ class CompileOptions:
     """
 
     gpu: str = option(
-        "sm_120", "Target, e.g. sm_120 or rtx5090; an unknown one lists all.", metavar="GPU"
+        DEFAULT_TARGET, "Target, e.g. sm_120 or rtx5090; an unknown one lists all.", metavar="GPU"
     )
     output: Path = option(Path("out"), "Folder of the results.", metavar="FOLDER")
     data: DataOptions = field(default_factory=DataOptions)

@@ -98,16 +98,6 @@ class CostPolicy(ScaledPolicy):
         return Budget(self.target_speed, self.target_bits)
 
     @property
-    def name(self) -> str:
-        """The policy's name."""
-        return self.NAME
-
-    @property
-    def family(self) -> str:
-        """One of its own."""
-        return self.NAME
-
-    @property
     def title(self) -> str:
         """With its budget."""
         budget = self.budget

@@ -53,16 +53,6 @@ class MicroMixPolicy(ScaledPolicy):
             raise UsageError("bad-lambda", "--lambda", f"{self.factor} is no factor", remedy)
 
     @property
-    def name(self) -> str:
-        """The policy's name."""
-        return self.NAME
-
-    @property
-    def family(self) -> str:
-        """One of its own."""
-        return self.NAME
-
-    @property
     def title(self) -> str:
         """With its λ."""
         return f"MicroMix λ {self.factor:.3g}"

@@ -170,6 +170,7 @@ class ScaledPolicy:
             block; None is the policy's own.
     """
 
+    NAME: ClassVar[str] = ""
     feedback: ClassVar[bool] = False
     own_order: ClassVar[Order] = Order.SORTED
     own_weight_scales: ClassVar[WeightScales] = "searched"
@@ -195,6 +196,16 @@ class ScaledPolicy:
 
     def __post_init__(self) -> None:
         check_choices(self)
+
+    @property
+    def name(self) -> str:
+        """What plans and options know it by; `NAME`, unless a policy has several."""
+        return self.NAME
+
+    @property
+    def family(self) -> str:
+        """One of its own, unless a policy says otherwise."""
+        return self.name
 
     @property
     def channel_order(self) -> Order:

@@ -7,14 +7,13 @@ and 2, on inputs that calibration did not see. docs/analyze.md documents every f
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from mmcompile.errors import UsageError
-from mmcompile.report.model import StageTime, _one_line, _plain_scalar, _Record
+from mmcompile.documents import Document
+from mmcompile.report.model import StageTime, _Record, figures_text
 
 ANALYSIS_VERSION = 1
 
@@ -368,18 +367,9 @@ class Analysis(_Record, frozen=True):
     peak_memory_bytes: int | None = None
 
 
-class _Header(msgspec.Struct):
-    """The part of an analysis file that every version has."""
-
-    version: int
-
-
 def dump_analysis(analysis: Analysis) -> str:
     """The analysis as indented JSON, lists of figures on one line."""
-    packed = msgspec.json.encode(analysis, enc_hook=_plain_scalar)
-    indented = msgspec.json.format(packed, indent=2).decode()
-    # A line break is never inside a JSON string, so the pattern only meets lists of figures.
-    return re.sub(r"\[\n([-+\d.eE,\snul]*)\]", _one_line, indented) + "\n"
+    return figures_text(analysis)
 
 
 def load_analysis(path: Path) -> Analysis:
@@ -388,19 +378,16 @@ def load_analysis(path: Path) -> Analysis:
     Raises:
         UsageError: the file is missing, is no analysis, or has another version.
     """
-    remedy = "give an analysis.json that mmcompile analyze wrote"
-    try:
-        content = path.read_bytes()
-        version = msgspec.json.decode(content, type=_Header).version
-        if version != ANALYSIS_VERSION:
-            reason = f"analysis version {version}, this mmcompile reads version {ANALYSIS_VERSION}"
-            raise UsageError("analysis-version", path, reason, "use the mmcompile that wrote it")
-        return msgspec.json.decode(content, type=Analysis)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError("analysis-unreadable", path, reason, remedy) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError("analysis-malformed", path, str(error), remedy) from error
+    return _DOCUMENT.read(path)
+
+
+_DOCUMENT = Document(
+    "analysis",
+    Analysis,
+    ANALYSIS_VERSION,
+    remedy="give an analysis.json that mmcompile analyze wrote",
+    renewal="use the mmcompile that wrote it",
+)
 
 
 def analysis_schema() -> dict[str, Any]:

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from mmcompile.documents import Document
 from mmcompile.errors import UsageError
 from mmcompile.formats import BLOCK_FORMATS
 from mmcompile.output import disk_errors
@@ -375,12 +376,6 @@ class Report(_Record, frozen=True):
     reproduce: tuple[str, ...] = ()
 
 
-class _Header(msgspec.Struct):
-    """The part of a report file that every version has."""
-
-    version: int
-
-
 def channel_profile(
     channel_max: FloatArray, channel_mean: FloatArray
 ) -> tuple[tuple[float, ...], tuple[float, ...], int]:
@@ -410,12 +405,9 @@ def write_json(report: Report, path: Path) -> None:
     Raises:
         EnvironmentProblem: the file cannot be written.
     """
-    packed = msgspec.json.encode(report, enc_hook=_plain_scalar)
-    indented = msgspec.json.format(packed, indent=2).decode()
-    # A line break is never inside a JSON string, so the pattern only meets lists of figures.
-    text = re.sub(r"\[\n([-+\d.eE,\snul]*)\]", _one_line, indented)
+    text = figures_text(report)
     with disk_errors(path):
-        path.write_text(text + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
 
 def load_report(path: Path) -> Report:
@@ -424,19 +416,7 @@ def load_report(path: Path) -> Report:
     Raises:
         UsageError: the file is missing, is no report, or has another version.
     """
-    remedy = "give a report.json that mmcompile wrote"
-    try:
-        content = path.read_bytes()
-        version = msgspec.json.decode(content, type=_Header).version
-        if version != REPORT_VERSION:
-            reason = f"report version {version}, this mmcompile reads version {REPORT_VERSION}"
-            raise UsageError("report-version", path, reason, "use the mmcompile that wrote it")
-        report = msgspec.json.decode(content, type=Report)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError("report-unreadable", path, reason, remedy) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError("report-malformed", path, str(error), remedy) from error
+    report = _DOCUMENT.read(path)
     named = {
         name
         for layer in report.layers
@@ -444,8 +424,18 @@ def load_report(path: Path) -> Report:
         for name in (segment.act_format, segment.weight_format)
     }
     if unknown := sorted(named - set(BLOCK_FORMATS)):
-        raise UsageError("report-malformed", path, f"unknown format '{unknown[0]}'", remedy)
+        reason = f"unknown format '{unknown[0]}'"
+        raise UsageError("report-malformed", path, reason, _DOCUMENT.remedy)
     return report
+
+
+_DOCUMENT = Document(
+    "report",
+    Report,
+    REPORT_VERSION,
+    remedy="give a report.json that mmcompile wrote",
+    renewal="use the mmcompile that wrote it",
+)
 
 
 def report_schema() -> dict[str, Any]:
@@ -459,6 +449,14 @@ def _storable(value: float, field: str) -> float | None:
     if field.endswith("_db"):
         return max(-EXACT_DB, min(EXACT_DB, value))
     return value if math.isfinite(value) else None
+
+
+def figures_text(record: msgspec.Struct) -> str:
+    """A record as indented JSON, lists of figures on one line."""
+    packed = msgspec.json.encode(record, enc_hook=_plain_scalar)
+    indented = msgspec.json.format(packed, indent=2).decode()
+    # A line break is never inside a JSON string, so the pattern only meets lists of figures.
+    return re.sub(r"\[\n([-+\d.eE,\snul]*)\]", _one_line, indented) + "\n"
 
 
 def _plain_scalar(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mmcompile.errors import UsageError
 from mmcompile.registry import Registry
-from mmcompile.targets.table import GPUS, REPORTED, TARGETS
+from mmcompile.targets.table import GPUS, REPORTED, SYNONYMS, TARGETS
 from mmcompile.targets.target import Gpu, Target
 
 REGISTRY: Registry[Target] = Registry("mmcompile.targets")
@@ -44,7 +44,7 @@ def parse_gpu(name: str) -> Gpu:
         UsageError: unknown, or a family of GPUs that differ in their numbers; lists the known.
     """
     wanted = plain_name(name)
-    wanted = {"gb10": "dgxspark", "h100sxm": "h100", "h200sxm": "h200"}.get(wanted, wanted)
+    wanted = SYNONYMS.get(wanted, wanted)
     for gpu in GPUS:
         if wanted == gpu.name:
             return gpu

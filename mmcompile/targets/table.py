@@ -211,6 +211,13 @@ TARGETS = (
 """Blackwell natively; older GPUs through the portable implementation of the same mathematics. An
 architecture's own name stands for the first of its entries."""
 
+DEFAULT_TARGET = TARGETS[0].name
+DEFAULT_GPU = GPUS[0].name
+"""What is meant where nobody names one."""
+
+SYNONYMS = {"gb10": "dgxspark", "h100sxm": "h100", "h200sxm": "h200"}
+"""Other names of GPUs, as `names.plain_name` writes them."""
+
 REPORTED = {
     "rtx5090": "rtx5090",
     "rtx5080": "rtx5080",

@@ -23,12 +23,12 @@ class Place(Workplace):
     """A folder with a model and 20 samples."""
 
     def __init__(self, folder):
-        super().__init__(folder)
-        np.savez(self.data, x=samples(20))
+        super().__init__(folder, samples(20))
         self.out = folder / "analysis"
 
-    def analyze(self, *more, data=None):
+    def analyze(self, *more, data=None, page=False):
         """Analyses in this process, few trial models unless told otherwise."""
+        more = more if page else (*more, "--no-html")
         options = ["--granularity", "32", "--budgets", "1,1.5", "--verify-samples", "2"]
         if "--sections" in more and "pareto" not in more[more.index("--sections") + 1]:
             options = options[:2] + options[4:]
@@ -40,11 +40,8 @@ class Place(Workplace):
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return Place(tmp_path)
+def work(home):
+    return Place(home)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def analysed(tmp_path_factory):
         place = Place(folder)
         np.savez(folder / "other.npz", x=3 * samples(6, seed=9))
         options = ("--other-calib", folder / "other.npz", "--stress-data", folder / "other.npz")
-        return place, place.analyze(*options)
+        return place, place.analyze(*options, page=True)
 
 
 def test_everything_is_written_and_shown(analysed):
@@ -143,6 +140,7 @@ def test_layers_add_up(analysed):
         assert max(max(s.damage) for s in profile.segments) == pytest.approx(damage[0], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_figures(work):
     first, second = [], []
     for found in (first, second):
@@ -152,9 +150,10 @@ def test_the_same_command_gives_the_same_figures(work):
     assert msgspec.structs.replace(first[0], **times) == msgspec.structs.replace(second[0], **times)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", ALL)
 def test_one_section_alone(work, section):
-    assert work.analyze("--sections", section).code == 0
+    assert work.analyze("--sections", section, page=True).code == 0
     figures = work.figures()
     for name in ALL:
         assert (getattr(figures, name) is not None) == (name == section)
@@ -184,6 +183,7 @@ def test_tokens_are_stressed_as_tokens(work):
     assert names == ["held back", "random tokens", "shuffled tokens"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["decode", "memory"])
 def test_objectives_count_bits(work, objective):
     options = ("--sections", "pareto", "--objective", objective, "--budgets", "1,6.5,8")
@@ -196,6 +196,7 @@ def test_objectives_count_bits(work, objective):
     assert figures.chosen.name == "cost 7 bits"
 
 
+@pytest.mark.slow
 def test_the_default_ladder_reaches_from_the_cheapest_to_mxfp8(work):
     given = ("--calib", work.data, "--granularity", "32", "--verify-samples", "1")
     assert call("analyze", work.model, *given, "--sections", "pareto", "-o", work.out).code == 0
@@ -206,6 +207,7 @@ def test_the_default_ladder_reaches_from_the_cheapest_to_mxfp8(work):
     assert damage == sorted(damage, reverse=True)
 
 
+@pytest.mark.slow
 def test_other_policies_and_errors_can_be_chosen(work):
     assert work.analyze("--sections", "stability", "--policy", "micromix").code == 0
     assert work.figures().chosen.family == "micromix"
@@ -218,6 +220,7 @@ def test_other_policies_and_errors_can_be_chosen(work):
         assert variant.plan.speed_cost <= figures.parameters["target_speed"] + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["nearest", "gptq"])
 def test_weights_are_rounded_as_asked(work, monkeypatch, weights):
     """With error feedback, every packing in the analysis gets sampled inputs, else none does."""
@@ -236,29 +239,30 @@ def test_weights_are_rounded_as_asked(work, monkeypatch, weights):
 
 
 def test_json_is_the_file(work):
-    result = work.analyze("--sections", "layers", "--json")
+    result = work.analyze("--sections", "layers", "--json", page=True)
     assert result.code == 0
     assert result.json() == json.loads((work.out / "analysis.json").read_text())
     assert "wrote" in result.err
 
 
 def test_without_the_page(work):
+    assert work.analyze("--sections", "layers", page=True).code == 0
     assert work.analyze("--sections", "layers").code == 0
-    assert work.analyze("--sections", "layers", "--no-html").code == 0
     assert set(work.contents()) == {"analysis.json"}
 
 
 def test_random_data_is_flagged(work):
-    result = work.analyze("--sections", "layers", data="random")
+    result = work.analyze("--sections", "layers", data="random", page=True)
     assert result.code == 0
     assert "UNFIT" in result.out
     assert not work.figures().data.fit
     assert "not fit for use" in (work.out / "analysis.html").read_text()
 
 
+@pytest.mark.slow
 def test_too_few_samples_to_hold_back_are_announced(work):
     np.savez(work.data, x=samples(3))
-    result = work.analyze("--sections", "stability,stress")
+    result = work.analyze("--sections", "stability,stress", page=True)
     assert result.code == 0
     assert not work.figures().data.disjoint
     assert "what calibration saw" in result.out
@@ -273,9 +277,10 @@ def test_inputs_to_measure_on_can_be_given(work):
     assert found.disjoint and found.held_back_samples == 2 and found.samples == 20
 
 
+@pytest.mark.slow
 def test_what_overflows_shows_no_nan(work):
     work.replace_weight("W2", lambda w: w * np.float32(1e36))
-    assert work.analyze("--sections", "pareto,stress,layers").code == 0
+    assert work.analyze("--sections", "pareto,stress,layers", page=True).code == 0
     page = (work.out / "analysis.html").read_text()
     shown = re.sub(r"<script>.*</script>|gave NaN or infinity", "", page, flags=re.DOTALL)
     assert not re.search(r"\b(nan|inf)\b", shown, re.IGNORECASE)
@@ -289,14 +294,14 @@ def test_a_failure_leaves_earlier_files(work, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(run, "render_analysis", fail)
-    assert work.analyze("--sections", "stress").code == 4
+    assert work.analyze("--sections", "stress", page=True).code == 4
     assert work.contents() == before
 
 
 def test_a_failure_leaves_no_folder(work, monkeypatch):
     monkeypatch.setattr(run, "render_analysis", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        work.analyze("--sections", "layers")
+        work.analyze("--sections", "layers", page=True)
     assert not work.out.exists()
 
 

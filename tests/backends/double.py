@@ -106,7 +106,12 @@ class INetworkDefinition:
         return ITensor(self._inputs()[index])
 
     def get_output(self, index):
-        return ITensor(self.model.graph.output[index])
+        value = self.model.graph.output[index]
+        if not value.type.tensor_type.elem_type:  # an inner tensor: its type follows from the graph
+            inferred = onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(self.runnable))
+            inner = {v.name: v for v in (*inferred.graph.output, *inferred.graph.value_info)}
+            value = inner[value.name]
+        return ITensor(value)
 
 
 class ParserError:

@@ -72,6 +72,7 @@ def test_without_a_step_the_script_says_what_there_is(bundle):
     assert "onnxruntime" in ran.stdout and "trtexec" in ran.stdout
 
 
+@pytest.mark.slow
 def test_the_onnxruntime_step_works_as_printed(work):
     """With a path that a shell would take apart."""
     folder = work.folder / "it's $HOME; a place"

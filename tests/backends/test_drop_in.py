@@ -19,7 +19,6 @@ from mmcompile.model.selection import Selection
 from mmcompile.pipeline import compile as pipeline
 from mmcompile.pipeline.compile import compile_model
 from mmcompile.pipeline.options import CompileOptions, VerifyOptions
-from tests.workplace import two_layers
 
 X = TensorSpec("x", "float16", ("batch", "sequence", 64))
 MASK = TensorSpec("mask", "int64", ("batch", None))
@@ -31,20 +30,17 @@ def changed(spec, **values):
     return msgspec.structs.replace(spec, **values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "bert", "gpt2"])
-def test_exported_models_keep_their_interface(exported, tmp_path, install, monkeypatch, name):
+def test_exported_models_keep_their_interface(exported, home, library, install, name):
     """The rewritten ONNX, and the network and the engine that TensorRT's double makes of it."""
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    library = tmp_path / "plugin.so"
-    library.write_bytes(b"\x7fELF")
-    monkeypatch.setenv("MMCOMPILE_PLUGIN", str(library))
     install()
     path = exported(name)
     options = CompileOptions(
         data=DataOptions(calibration="random", samples=4, max_length=16),
         selection=Selection(heads=True),
         verify=VerifyOptions(enabled=False),
-        output=tmp_path / "out",
+        output=home / "out",
         html=False,
     )
     result = compile_model(path, options)
@@ -113,10 +109,8 @@ def test_a_network_has_to_keep_the_order():
         check_engine(MODEL, turned_round(ENGINE), "network", ordered=True)
 
 
-def test_a_pass_that_changes_the_interface_is_caught(tmp_path, monkeypatch):
+def test_a_pass_that_changes_the_interface_is_caught(work, monkeypatch):
     """A fault planted into the rewritten model, with verification switched off."""
-    path = tmp_path / "model.onnx"
-    onnx.save(two_layers(), path)
     rewrite = pipeline.rewrite_linears
 
     def faulty(*arguments):
@@ -125,12 +119,11 @@ def test_a_pass_that_changes_the_interface_is_caught(tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(pipeline, "rewrite_linears", faulty)
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
     options = CompileOptions(
         data=DataOptions(calibration="random", samples=2),
         verify=VerifyOptions(enabled=False),
-        output=tmp_path / "out",
+        output=work.out,
     )
     with pytest.raises(VerificationError, match="renamed"):
-        compile_model(path, options)
+        compile_model(work.model, options)
     assert not options.output.exists()

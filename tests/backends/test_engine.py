@@ -8,25 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
 from mmcompile.cache import cache_folder
 from mmcompile.errors import UsageError
 from mmcompile.runtime import Engine
 from tests.backends.conftest import ELF
+from tests.running import run
 from tests.workplace import call, samples
 
 
 def meta(work):
     return json.loads((work.out / "engine.meta.json").read_text())
-
-
-@pytest.fixture
-def built(work, tensorrt):
-    result = work.compile()
-    assert result.code == 0, result.err
-    return work
 
 
 def test_the_command_ends_in_an_engine(built, tensorrt):
@@ -107,8 +100,7 @@ def test_a_timing_cache_that_cannot_be_written_is_no_error(work, tensorrt):
 def test_the_engine_answers_as_the_model_does(built):
     engine = Engine(built.out / "engine.plan")
     x = samples(4)
-    session = ort.InferenceSession(str(built.out / "model.onnx"))
-    (expected,) = session.run(None, {"x": x})
+    (expected,) = run(built.out / "model.onnx", {"x": x})
     np.testing.assert_array_equal(engine({"x": x})["y"], expected)
     np.testing.assert_array_equal(engine({"x": x[:1, :3]})["y"], expected[:1, :3])
 
@@ -156,6 +148,7 @@ def test_triton(built):
     assert call("build", built.out, "--triton", "small.model").code == 0  # in its place
 
 
+@pytest.mark.slow
 def test_verify_against_the_engine(built):
     arguments = ["verify", built.model, built.out / "model.onnx", "--data", built.data]
     result = call(*arguments, "--against", built.out / "engine.plan", "--layers", "--json")
@@ -171,6 +164,7 @@ def test_verify_against_the_engine(built):
     assert "against the compiled model" in text and "against the original model" in text
 
 
+@pytest.mark.slow
 def test_verify_against_the_engine_demands(built):
     arguments = ["verify", built.model, built.out / "model.onnx", "--data", built.data]
     against = ["--against", built.out / "engine.plan"]

@@ -51,6 +51,7 @@ def test_the_cpp_program_compiles(headers):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_python_program(work, tensorrt, monkeypatch, capsys):
     assert work.compile().code == 0
     engine = str(work.out / "engine.plan")

@@ -18,13 +18,6 @@ from tests.models import model_of, weight
 from tests.workplace import call, samples
 
 
-@pytest.fixture
-def built(work, tensorrt):
-    """An earlier run with its engine, which no failure may touch."""
-    assert work.compile().code == 0
-    return work
-
-
 def refused(work, code, exit_code=4, *arguments):
     """`mmcompile build` fails with one line and leaves every file as it was."""
     before = work.contents()

@@ -23,6 +23,7 @@ class Toy:
     automatic = False
     needs_plugin = False
     triton = False
+    ahead_of_time = False
     problem = None
 
     def missing(self, _target):

@@ -11,11 +11,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 from mmcompile.backends.engines.layer_precision import Lost, PrecisionCheck, Realized
-from mmcompile.bench.engine_bench import profile_of
 from mmcompile.bench.engines import Rig, Variant, bench_engines
 from mmcompile.bench.modelled import ModelledBench
 from mmcompile.bench.page import bench_page
 from mmcompile.bench.points import Point
+from mmcompile.bench.variants import profile_of
 from mmcompile.cli.bench_tables import print_engines
 from mmcompile.cuda.clocks import Clocks
 from mmcompile.report.bench import Chart, draw_chart, render_bench
@@ -23,15 +23,7 @@ from tests.bench.machine import FakeMachine
 from tests.bench.test_engines import Engine, bench
 from tests.doctor.cuda import install
 from tests.models import weight
-from tests.workplace import Workplace, call
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    return Workplace(tmp_path)
+from tests.workplace import call
 
 
 def modelled(work, *more):
@@ -127,6 +119,17 @@ def test_names_of_a_model_cannot_break_the_page(work):
         (["model.onnx", "--modelled", "-o", "model.onnx"], "output-is-source"),
         (["model.onnx", "--modelled", "--engine", "A=a.onnx"], "no effect"),
         (["model.onnx", "--engine", "=a.onnx"], "names no variant"),
+        (["--prepare", "p"], "Missing argument 'MODEL'"),
+        (["model.onnx", "--prepare", "p", "--run", "p"], "exclude each other"),
+        (["model.onnx", "--prepare", "p", "--kernels"], "exclude each other"),
+        (["--run", "p", "--modelled"], "exclude each other"),
+        (["model.onnx", "--run", "p"], "takes no MODEL"),
+        (["model.onnx", "--prepare", "p", "--html", "page.html"], "--html: it has no effect"),
+        (["--run", "p", "--point", "1x1"], "--point: it has no effect"),
+        (["--run", "p", "--gpu", "sm_120"], "--gpu: it has no effect"),
+        (["--run", "p", "--calib", "data.npz"], "--calib: it has no effect"),
+        (["--run", "p", "--exclude", "first"], "--exclude: it has no effect"),
+        (["model.onnx", "--kernels", "--backend", "tensorrt"], "--backend: it has no effect"),
     ],
 )
 def test_mistakes(work, arguments, word):
@@ -135,11 +138,12 @@ def test_mistakes(work, arguments, word):
     assert word in shown.line()
 
 
-def test_without_tensorrt_one_line_names_the_way_out(work, monkeypatch):
+def test_without_a_gpu_one_line_names_the_ways_out(work, monkeypatch):
     install(monkeypatch)
     shown = call("bench", work.model)
     assert shown.code == 4
-    assert "TensorRT" in shown.line() and "--modelled" in shown.line()
+    assert "no driver" in shown.line()
+    assert "--modelled" in shown.line() and "--prepare" in shown.line()
 
 
 # Measured: the tables and pages of a document that a double gave.

@@ -10,7 +10,7 @@ from mmcompile.bench import engine_bench
 from mmcompile.cuda.driver import GpuFacts
 from mmcompile.cuda.machine import HostMachine
 from mmcompile.model.passes.baselines import KINDS
-from tests.backends.conftest import install, tensorrt  # noqa: F401
+from tests.backends.conftest import install, library, tensorrt  # noqa: F401
 from tests.workplace import Workplace, call
 
 
@@ -19,12 +19,7 @@ class Gpu(HostMachine):
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    library = tmp_path / "plugin.so"
-    library.write_bytes(b"\x7fELF stands for a plugin library")
-    monkeypatch.setenv("MMCOMPILE_PLUGIN", str(library))
+def work(home, library, monkeypatch):  # noqa: F811
     monkeypatch.setattr(engine_bench, "GpuMachine", Gpu)
     # The double runs graphs in ONNX Runtime, which does not know TensorRT's own operators.
     known = {name: KINDS[name] for name in ("fp16", "fp8")}
@@ -32,13 +27,14 @@ def work(tmp_path, monkeypatch):
     monkeypatch.setattr("mmcompile.cuda.timing.REPLAYS", (1, 1))
     monkeypatch.setattr("mmcompile.cuda.timing.MOST_WARM_ROUNDS", 0)
     monkeypatch.setattr("mmcompile.bench.engines.PROFILED_RUNS", 1)
-    return Workplace(tmp_path)
+    return Workplace(home)
 
 
 def bench(work, *more):
     return call("bench", work.model, "--point", "1x1", "--point", "2x3", "--json", *more)
 
 
+@pytest.mark.slow
 def test_stock_variants_and_a_compiled_model(work, tensorrt):  # noqa: F811
     assert work.compile().code == 0
     compiled = work.out / "model.onnx"
@@ -61,6 +57,7 @@ def test_stock_variants_and_a_compiled_model(work, tensorrt):  # noqa: F811
             assert point["layers"][0]["name"] == "a layer"
 
 
+@pytest.mark.slow
 def test_micromix_is_compiled_from_the_fp16_baseline(work, tensorrt):  # noqa: F811
     variants = bench(work, "--calib", work.data).json()["variants"]
     assert [variant["name"] for variant in variants] == ["FP16", "FP8", "MicroMix"]

@@ -16,6 +16,8 @@ from tests.doctor.cuda import install
 from tests.kernels.emulated import compile_library, configure, emulated_library
 from tests.workplace import Workplace, call
 
+pytestmark = pytest.mark.slow
+
 FACTS = GpuFacts("NVIDIA GeForce RTX 5090", 120, 170, 32 * 2**30, 4096, "13.0", "GPU-0")
 
 

@@ -76,6 +76,14 @@ def test_clocks_are_read_while_the_replays_run():
     assert machine.log[-2:] == ["clocks", "synchronize"]
 
 
+def test_what_runs_ahead_of_a_replay_is_not_timed():
+    machine = FakeMachine()
+    calls, _ = counted(machine, (1e-3,))
+    before, turns = counted(machine, (5e-3,))
+    assert time_calls(machine, calls, before=before).median == pytest.approx(1e-3)
+    assert len(turns) == 1 + machine.log.count("replay")
+
+
 @pytest.mark.parametrize("seconds", [1e-7, 1e-4, 0.5])
 def test_the_number_of_replays_follows_their_length(seconds):
     machine = FakeMachine()

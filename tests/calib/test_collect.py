@@ -21,8 +21,9 @@ from mmcompile.model.source import load_model
 from mmcompile.policy.choices import Thresholds
 from mmcompile.policy.split import threshold_ratios
 from tests import models
-from tests.compiling import prepare, run
+from tests.compiling import prepare
 from tests.models import K, N, weight
+from tests.running import run
 
 VOCABULARY = 50
 RATIOS = (0.0729, 0.25, 0.9)

@@ -31,7 +31,6 @@ from tests.workplace import (
     BUNDLE,
     HIDDEN,
     LIBRARY,
-    Workplace,
     call,
     command,
     samples,
@@ -53,20 +52,6 @@ COMMANDS = (
     "report",
     "verify",
 )
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return Workplace(tmp_path)
-
-
-@pytest.fixture
-def compiled(work):
-    assert work.compile().code == 0
-    return work
 
 
 def option(command_name, name):
@@ -640,6 +625,7 @@ def test_terminals_without_unicode(work):
     assert "model.onnx for sm_120" in done.stdout
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text(work):
     strange = work.folder / os.fsdecode(b"n\xff")
     strange.mkdir()

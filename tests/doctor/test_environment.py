@@ -8,9 +8,10 @@ import tomllib
 
 import pytest
 
-from mmcompile import doctor
 from mmcompile.cache import cache_folder
 from mmcompile.doctor import machine, packages
+from mmcompile.doctor.environment import examine
+from mmcompile.finding import Finding
 from tests.workplace import ROOT, call, command
 
 
@@ -22,7 +23,7 @@ def here(tmp_path, monkeypatch):
 
 
 def findings():
-    return {finding.name: finding for finding in doctor.examine()}
+    return {finding.name: finding for finding in examine()}
 
 
 def without(monkeypatch, *names):
@@ -182,7 +183,7 @@ def test_the_version_of_a_tool(here, monkeypatch):
     tool.write_text("#!/bin/sh\necho 'Copyright (c) 2005-2025'\necho 'release 13.0, V13.0.88'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(here))
-    assert machine.tool("nvcc", "") == doctor.Finding(
+    assert machine.tool("nvcc", "") == Finding(
         "nvcc", True, "release 13.0, V13.0.88", "", "install nvcc and put it on PATH"
     )
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from mmcompile import doctor
 from mmcompile.cuda.clocks import Clocks, read_clocks
 from mmcompile.cuda.driver import Driver, DriverError
 from mmcompile.doctor import libraries, machine
+from mmcompile.doctor.environment import examine
 from mmcompile.errors import EnvironmentProblem
 from tests.doctor.cuda import UUID_TEXT, FakeDriver, FakeNvml, install
 
@@ -131,6 +131,6 @@ def test_the_doctor_names_the_gpu_that_the_library_lacks(monkeypatch, tmp_path):
 
     monkeypatch.setenv("MMCOMPILE_KERNELS", str(tmp_path))
     monkeypatch.setattr(libraries, "KernelLibrary", Library)
-    found = {finding.name: finding for finding in doctor.examine()}
+    found = {finding.name: finding for finding in examine()}
     assert "nothing for sm_120" in found["kernel library"].found
     assert found["NVIDIA GPU"].present and found["GPU clocks"].present

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from mmcompile.cuda import machine as machines
+from mmcompile.cuda.calls import DeviceLayer
 from mmcompile.cuda.driver import DriverError, GpuFacts
-from mmcompile.cuda.layers import MIXES, DeviceLayer, open_place
+from mmcompile.cuda.layers import MIXES, open_place
 from mmcompile.cuda.machine import HostMachine
 from mmcompile.doctor import checks, emulation, rates, selftest
-from mmcompile.doctor.checks import Sizes, run_checks
+from mmcompile.doctor.checks import Size, checks_of
 from mmcompile.doctor.selftest import SelfTest, self_test
 from mmcompile.errors import EnvironmentProblem
 from mmcompile.kernels import KernelError
@@ -20,7 +21,12 @@ from tests.doctor.cuda import install
 from tests.kernels.emulated import compile_library, configure, emulated_library
 from tests.workplace import call
 
-SMALL = Sizes((3,), 160, 24)
+pytestmark = pytest.mark.slow
+
+
+SMALL = (Size(3, 24, 160, missing=3),)
+KINDS = 4
+"""Of x, in each check of quantization."""
 FACTS = GpuFacts("NVIDIA GeForce RTX 5090", 120, 170, 32 * 2**30, 96 * 2**20, "13.0", "GPU-0")
 
 
@@ -39,6 +45,18 @@ def place(library):
     return open_place(HostMachine(), library)
 
 
+def results(place, subject=""):
+    """What the self-test finds, or a part of it."""
+    chosen = [check for check in checks_of(SMALL) if check.name.startswith(subject)]
+    return [result for check in chosen for result in check.run(place)]
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two mixes, where it is not the checks that are tested."""
+    monkeypatch.setattr(checks, "MIXES", {mix: MIXES[mix] for mix in ("mxfp4", "micromix")})
+
+
 class Gpu(HostMachine):
     """A GPU whose kernels the emulator runs."""
 
@@ -46,7 +64,7 @@ class Gpu(HostMachine):
 
 
 @pytest.fixture
-def gpu(monkeypatch, library):
+def gpu(monkeypatch, library, few):
     monkeypatch.setattr(selftest, "GpuMachine", Gpu)
     monkeypatch.setattr(selftest, "GPU_SIZES", SMALL)
     monkeypatch.setenv("MMCOMPILE_KERNELS", str(compile_library()))
@@ -64,7 +82,7 @@ def test_without_a_gpu_the_emulator_runs_every_format_and_tile(monkeypatch, libr
         for mix in MIXES:
             assert f"quantize/{mix}/bf16" in names
             for tile in ("chosen", *part.tactics):
-                assert f"layer/{mix}/fp16/{tile}" in names
+                assert {f"gemm/{mix}/fp32/{tile}", f"layer/{mix}/fp16/{tile}"} <= names
         worst = [check.worst for check in part.checks if check.name.startswith("layer")]
         assert all(0 < share <= 1 for share in worst)
     assert any("on it" in line for line in result.remaining)
@@ -99,14 +117,14 @@ def test_on_a_gpu_without_the_library(monkeypatch, tmp_path, gpu, content):
 
 
 def flipped(monkeypatch, method, position):
-    """Flips one bit of what a kernel gave."""
+    """Flips the second bit from above of one number that a kernel gave."""
     real = getattr(DeviceLayer, method)
 
     def wrong(self):
         found = real(self)
         first = found[position] if isinstance(found, tuple) else found
         changed = first.copy()
-        changed.reshape(-1)[5] ^= 0x40
+        changed.reshape(-1)[5] ^= changed.dtype.type(1 << 8 * changed.itemsize - 2)
         if not isinstance(found, tuple):
             return changed
         return tuple(changed if i == position else part for i, part in enumerate(found))
@@ -117,46 +135,59 @@ def flipped(monkeypatch, method, position):
 @pytest.mark.parametrize(("position", "what"), [(0, "codes"), (1, "scale bytes")])
 def test_one_wrong_bit_of_a_code_or_scale_is_found(monkeypatch, place, position, what):
     flipped(monkeypatch, "quantized", position)
-    found = list(run_checks(place, SMALL))
+    found = results(place, "quantize")
+    assert len(found) == KINDS * 3 * len(MIXES)
     assert all(not check.passed for check in found)
-    assert len(found) == 3 * len(MIXES)  # no layer is judged on operands that are wrong
     assert all(what in check.detail and ": 1 of " in check.detail for check in found)
     assert "0x" in found[0].detail
 
 
 def test_one_wrong_value_of_y_is_found(monkeypatch, place):
     flipped(monkeypatch, "result", 0)
-    found = list(run_checks(place, SMALL))
-    layers = [check for check in found if check.name.startswith("layer")]
-    # Bit 6 of byte 5: a mantissa bit of fp32's second value, an exponent bit of 16-bit ones.
-    assert layers and not any(check.passed for check in layers if "/fp32/" not in check.name)
-    assert sum(not check.passed for check in layers) > 0.9 * len(layers)
-    failed = next(check for check in layers if not check.passed)
-    assert "y[0, " in failed.detail and "allowed" in failed.detail
+    for subject in ("gemm", "layer"):
+        found = results(place, subject)
+        assert len(found) == 7 * 3 * len(MIXES)
+        assert not any(check.passed for check in found)
+    failed = next(check for check in found if not check.passed)
+    assert "y[0, 5] = " in failed.detail and "allowed" in failed.detail
+
+
+def test_a_byte_beyond_y_is_found(monkeypatch, place):
+    real = DeviceLayer.enqueue
+
+    def enqueue(self, function="run", tactic=0, stream=None):
+        real(self, function, tactic, stream)
+        self.place.machine.fill(self.y.address + self.y.size, 1, 0)
+
+    monkeypatch.setattr(DeviceLayer, "enqueue", enqueue)
+    found = results(place, "layer/mxfp4")
+    assert all("1 bytes around a result" in check.detail for check in found if not check.passed)
+    assert not any(check.passed for check in found)
 
 
 def test_a_wrong_order_of_channels_is_found(monkeypatch, place):
-    real = checks.pack_constants
+    real = DeviceLayer.__init__
 
-    def turned(weight, shape, order, bias):
-        return real(weight, shape, np.roll(order, 1), bias)
+    def turned(self, place, shape, constants, inputs, copies=1):
+        real(self, place, shape, constants, inputs, copies)
+        self.arguments[0].order = self._upload(np.roll(constants.order, 1))
 
-    monkeypatch.setattr(checks, "pack_constants", turned)
-    assert not any(check.passed for check in run_checks(place, SMALL))
+    monkeypatch.setattr(DeviceLayer, "__init__", turned)
+    found = results(place, "quantize") + results(place, "layer")
+    assert found and not any(check.passed for check in found)
 
 
 def test_a_kernel_that_refuses_does_not_keep_others_from_running(monkeypatch, place):
-    real = DeviceLayer.once
+    real = DeviceLayer.enqueue
 
-    def once(self, function, tactic=0):
+    def enqueue(self, function="run", tactic=0, stream=None):
         if tactic == 2:
             raise KernelError(2, "no such tile")
-        real(self, function, tactic)
+        real(self, function, tactic, stream)
 
-    monkeypatch.setattr(DeviceLayer, "once", once)
-    found = list(run_checks(place, SMALL))
-    failed = [check for check in found if not check.passed]
-    assert len(failed) == 3 * len(MIXES)
+    monkeypatch.setattr(DeviceLayer, "enqueue", enqueue)
+    failed = [check for check in results(place) if not check.passed]
+    assert len(failed) == 2 * 3 * len(MIXES)
     assert all(check.name.endswith(place.tactics[1]) for check in failed)
     assert "no such tile" in failed[0].detail
 
@@ -165,7 +196,7 @@ def test_a_gpu_that_dies_ends_the_run_and_keeps_what_was_found(monkeypatch, gpu)
     calls = iter(range(1000))
 
     def synchronize(self):
-        if next(calls) > 40:
+        if next(calls) > 10:
             raise DriverError("cuCtxSynchronize", 700, "an illegal memory access")
 
     monkeypatch.setattr(Gpu, "synchronize", synchronize)
@@ -176,7 +207,7 @@ def test_a_gpu_that_dies_ends_the_run_and_keeps_what_was_found(monkeypatch, gpu)
     assert result.rates == ()
 
 
-def test_the_command(monkeypatch, tmp_path, library):
+def test_the_command(monkeypatch, tmp_path, library, few):
     install(monkeypatch)
     target = tmp_path / "result.json"
     shown = call("doctor", "--selftest", "-o", target)
@@ -189,7 +220,7 @@ def test_the_command(monkeypatch, tmp_path, library):
     assert printed.json()["passed"] and len(printed.json()["parts"]) == 2
 
 
-def test_the_command_says_failed(monkeypatch, library):
+def test_the_command_says_failed(monkeypatch, library, few):
     install(monkeypatch)
     flipped(monkeypatch, "quantized", 0)
     shown = call("doctor", "--selftest")
@@ -223,16 +254,6 @@ def test_emulation_that_does_not_compile(monkeypatch, tmp_path):
     with pytest.raises(EnvironmentProblem, match="error: what is this"):
         emulation.emulated_library()
     assert list((tmp_path / "cache" / "emulated").iterdir()) == []
-
-
-def test_the_sources_are_those_that_the_tests_compile():
-    from tests.kernels import emulated
-
-    compiled = {path.name for path in emulated.EMULATOR_SOURCES}
-    compiled |= {f"emulated_{part}.cpp" for part in ("device", "gemm", "quantize")}
-    compiled |= {f"{part}.cpp" for part in ("choice", "library", "linear")}
-    assert {file.split("/")[1] for file in emulation.FILES} == compiled
-    assert all((emulation.SOURCES / file).is_file() for file in emulation.FILES)
 
 
 @pytest.mark.parametrize("option", [("-o", "x.json"), ("--quick",)])

@@ -6,20 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
-from mmcompile.errors import EnvironmentProblem, ExitCode, MMCompileError
+from mmcompile.errors import ExitCode, MMCompileError
 from mmcompile.exporting import export_model
 from mmcompile.exporting.options import ExportOptions
 from tests.models import CHECKPOINT, SMALL_MODELS, SMALL_VOCABULARY, small_model
+from tests.real_models import PRINTED
+from tests.running import session_of
+
+pytestmark = pytest.mark.slow
 
 torch = pytest.importorskip("torch", reason="exports need torch")
 pytest.importorskip("transformers", reason="exports need transformers")
 pytest.importorskip("onnxscript", reason="exports need onnxscript")
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 # A sum of at most 352 products, each rounded to 2^-24 relative, through two layers of four
 # products each: 352 · 8 · 2^-24 = 1.7e-4 of the largest value bounds what the order of summing
@@ -100,7 +101,7 @@ def script(tmp_path):
 
 
 def run(path, **inputs):
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = session_of(path)
     assert {value.name for value in session.get_inputs()} == set(inputs)
     return dict(
         zip([value.name for value in session.get_outputs()], session.run(None, inputs), strict=True)
@@ -193,17 +194,13 @@ def test_weight_names_are_the_users(exported):
     assert not any(name.startswith("model.model.") for name in names)
 
 
-def test_minilm_agrees_with_torch(tmp_path):
-    from examples.minilm.prepare import PACKAGE, model_folder
-
-    try:
-        folder = model_folder()
-    except EnvironmentProblem:
-        pytest.skip(f"the package {PACKAGE} is not installed")
+def test_minilm_agrees_with_torch(exported):
+    path = exported("minilm")
     from transformers import AutoModel
 
-    path = export_model(str(folder), tmp_path / "model.onnx")
-    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    from examples.minilm.prepare import model_folder
+
+    model = AutoModel.from_pretrained(model_folder(), local_files_only=True).eval()
     for batch, length in ((1, 16), (4, 70)):
         inputs = text_inputs(path, batch, length, 30000)
         assert (inputs["attention_mask"].min() == 0) == (batch > 1)
@@ -230,22 +227,16 @@ def test_minilm_texts():
     assert calibration[:2] == prepare.paragraphs(prepare.CALIBRATION_MODULES[:2], 2)
 
 
-def test_babyllama_perplexity(tmp_path, capsys):
-    checkpoint = SHARED / "babyllama105" / "model5000.bin"
-    text = SHARED / "text" / "tinystories_valid_sample.txt"
-    if not (checkpoint.exists() and text.exists()):
-        pytest.skip("the BabyLlama checkpoint and the TinyStories excerpt are not on this machine")
-    from examples.babyllama.export import prepare
-
-    prepare(checkpoint, text, tmp_path)
-    calibration = np.load(tmp_path / "calibration.npz")["input_ids"]
-    heldout = np.load(tmp_path / "heldout.npz")["input_ids"]
+def test_babyllama_perplexity(exported):
+    folder = exported("babyllama").parent
+    calibration = np.load(folder / "calibration.npz")["input_ids"]
+    heldout = np.load(folder / "heldout.npz")["input_ids"]
     rows = np.concatenate([calibration, heldout])
     assert rows.shape == (118, 256)
     assert (rows[:, 0] == 1).all()
     assert (rows[:, 1:] > 2).all()
     # Over the whole excerpt with this tokenization; it hangs on every weight being in its place.
-    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.endswith("whole text"))
+    (line,) = (x for x in (folder / PRINTED).read_text().splitlines() if x.endswith("whole text"))
     assert float(line.split()[3]) == pytest.approx(2.861, abs=0.002)
 
 

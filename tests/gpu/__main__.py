@@ -6,8 +6,9 @@ import sys
 import time
 import traceback
 
+from mmcompile.doctor.trial import Skipped
 from tests.gpu.checks import CHECKS
-from tests.gpu.machine import Skipped, Unavailable, open_machine
+from tests.gpu.place import Unavailable, describe, find_place
 
 
 def main(names: list[str]) -> int:
@@ -17,11 +18,11 @@ def main(names: list[str]) -> int:
         0, 1 if a check failed, 4 if there is nothing to run on.
     """
     try:
-        machine = open_machine()
+        place = find_place()
     except Unavailable as reason:
         print(f"nothing to run on: {reason}")
         return 4
-    print(machine.describe(), flush=True)
+    print(describe(place), flush=True)
     counts = {"passed": 0, "FAILED": 0, "skipped": 0}
     begin = time.perf_counter()
     for check in CHECKS:
@@ -29,12 +30,11 @@ def main(names: list[str]) -> int:
             continue
         start, note = time.perf_counter(), ""
         try:
-            check.run(machine)
-            outcome = "passed"
+            failed = [result for result in check.run(place) if not result.passed]
+            outcome = "FAILED" if failed else "passed"
+            note = "".join(f"\n    {result.name}: {result.detail}" for result in failed)
         except Skipped as reason:
             outcome, note = "skipped", f" ({reason})"
-        except AssertionError as error:
-            outcome, note = "FAILED", f"\n    {error}"
         except Exception:  # noqa: BLE001 - one broken check must not keep the others from running
             outcome, note = "FAILED", "\n" + traceback.format_exc()
         counts[outcome] += 1

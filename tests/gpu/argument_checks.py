@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
+from mmcompile.cuda.calls import POISON, DeviceLayer
+from mmcompile.cuda.layers import E2M3, MXFP4, MXFP8, NVFP4, LayerShape
+from mmcompile.doctor.cases import Extras, linear_case
+from mmcompile.doctor.trial import Check, Trial
 from mmcompile.kernels import BFLOAT16, FLOAT32, KernelError, LinearSegment
-from tests.gpu.call import POISON
-from tests.gpu.check import Check
-from tests.gpu.gemm_checks import Extras
-from tests.gpu.layers import E2M3, MXFP4, MXFP8, NVFP4, Layer, Random, layer
-from tests.gpu.linear_checks import random_call
-from tests.gpu.machine import Machine
+from tests.gpu.mixes import layer
 
 INVALID, UNSUPPORTED, TOO_SMALL = 1, 2, 3
 
@@ -30,20 +30,19 @@ def assert_refused(status: int, call: Callable[[], object], context: str) -> Non
     assert len(str(refusal).split()) > 4, f"{context}: an error without a sentence: {refusal}"
 
 
-def _no_rows(machine: Machine, random: Random) -> None:
+def _no_rows(trial: Trial) -> None:
     """M = 0 is no error, even with null pointers, and touches nothing."""
-    call = random_call(machine, random, layer("micromix", 256, 16), 1, (FLOAT32, FLOAT32), Extras())
-    arguments = call.arguments
+    made = linear_case(trial, layer("micromix", 256, 16), 1, (FLOAT32, FLOAT32)).layer
+    arguments = made.arguments[0]
     arguments.rows = 0
-    for tactic in machine.tactics:
-        call.enqueue(tactic)
-        call.linear.quantize(machine.device, arguments)
-        call.linear.gemm(machine.device, arguments)
-    assert (call.y.read() == POISON).all() and (call.workspace.read() == POISON).all()
+    for tactic in range(len(trial.place.tactics) + 1):
+        for function in ("run", "quantize", "gemm"):
+            made.enqueue(function, tactic)
+    assert (made.y.read() == POISON).all() and (made.workspace.read() == POISON).all()
     arguments.x = arguments.y = arguments.workspace = arguments.weight = None
     arguments.workspace_bytes = 0
-    call.enqueue()
-    machine.memory.synchronize()
+    made.enqueue()
+    trial.place.machine.synchronize()
 
 
 ARGUMENTS: tuple[tuple[str, int, dict[str, int | None]], ...] = (
@@ -61,40 +60,39 @@ ARGUMENTS: tuple[tuple[str, int, dict[str, int | None]], ...] = (
     ("no workspace", INVALID, {"workspace": None}),
     ("no workspace bytes", TOO_SMALL, {"workspace_bytes": 0}),
 )
-MISALIGNED = (("weight", 8), ("order", 4), ("scales", 1), ("y", 2), ("workspace", 128))
+MISALIGNED = (("weight", 8), ("order", 4), ("scales", 1), ("workspace", 128))
 
 
-def _refused_arguments(machine: Machine, random: Random) -> None:
-    call = random_call(machine, random, layer("micromix", 256, 16), 3, (FLOAT32, FLOAT32), Extras())
-    arguments = call.arguments
-    functions = (call.linear.run, call.linear.quantize, call.linear.gemm)
+def _refused_arguments(trial: Trial) -> None:
+    made = linear_case(trial, layer("micromix", 256, 16), 3, (FLOAT32, FLOAT32)).layer
+    arguments, device = made.arguments[0], trial.place.device
+    functions = (made.linear.run, made.linear.quantize, made.linear.gemm)
 
     def refused(context: str, status: int, changes: Mapping[str, int | None]) -> None:
         kept = {name: getattr(arguments, name) for name in changes}
         for name, value in changes.items():
             setattr(arguments, name, value)
         for function in functions:
-            assert_refused(status, partial(function, machine.device, arguments), context)
+            assert_refused(status, partial(function, device, arguments), context)
         for name, value in kept.items():
             setattr(arguments, name, value)
 
     for context, status, changes in ARGUMENTS:
         refused(context, status, changes)
-    beyond = {"tactic": len(machine.library.tactics(machine.device)) + 1}
-    refused("one tactic too many", INVALID, beyond)
+    refused("one tactic too many", INVALID, {"tactic": len(trial.place.tactics) + 1})
     for name, offset in MISALIGNED:
         moved = {name: int(getattr(arguments, name)) + offset}
         refused(f"{name} off by {offset}", INVALID, moved)
-    refused("a byte too few", TOO_SMALL, {"workspace_bytes": call.workspace.size - 1})
-    assert (call.y.read() == POISON).all(), "a refused call wrote y"
-    call.run()
+    refused("a byte too few", TOO_SMALL, {"workspace_bytes": made.workspace.size - 1})
+    assert (made.y.read() == POISON).all(), "a refused call wrote y"
+    made.run()
 
 
-def _refused_layers(machine: Machine, random: Random) -> None:
+def _refused_layers(trial: Trial) -> None:
     sound = LinearSegment(64, MXFP4, MXFP4, 1.75)
 
-    def refused(status: int, context: str, made: Layer) -> None:
-        assert_refused(status, partial(made.create, machine), context)
+    def refused(status: int, context: str, shape: LayerShape) -> None:
+        assert_refused(status, partial(shape.create, trial.place.library), context)
 
     for context, segment in (
         ("0 channels", LinearSegment(0, MXFP4, MXFP4)),
@@ -106,49 +104,45 @@ def _refused_layers(machine: Machine, random: Random) -> None:
         ("threshold 2.1", LinearSegment(32, MXFP4, MXFP4, 2.1)),
         ("threshold NaN", LinearSegment(32, MXFP4, MXFP4, float("nan"))),
     ):
-        refused(INVALID, context, Layer(64, 8, (sound, segment)))
+        refused(INVALID, context, LayerShape(64, 8, (sound, segment)))
     for act, weight in ((NVFP4, MXFP4), (MXFP8, NVFP4), (E2M3, NVFP4)):
         mixed = LinearSegment(32, act, weight)
-        refused(UNSUPPORTED, f"formats {act} and {weight}", Layer(64, 8, (sound, mixed)))
-    refused(UNSUPPORTED, "no segment", Layer(64, 8, ()))
-    refused(UNSUPPORTED, "33 segments", Layer(64, 8, (sound,) * 33))
+        refused(UNSUPPORTED, f"formats {act} and {weight}", LayerShape(64, 8, (sound, mixed)))
+    refused(UNSUPPORTED, "no segment", LayerShape(64, 8, ()))
+    refused(UNSUPPORTED, "33 segments", LayerShape(64, 8, (sound,) * 33))
     for scale in (0.0, -1.0, 3.0, 2.0**101, float("inf"), float("nan")):
-        refused(INVALID, f"scale {scale}", Layer(64, 8, (sound,), scale, 1.0))
-        refused(INVALID, f"scale {scale}", Layer(64, 8, (sound,), 1.0, scale))
+        refused(INVALID, f"scale {scale}", LayerShape(64, 8, (sound,), scale, 1.0))
+        refused(INVALID, f"scale {scale}", LayerShape(64, 8, (sound,), 1.0, scale))
     for k, n in ((0, 8), (-1, 8), (64, 0), (2**40, 8), (64, 2**40)):
-        refused(INVALID, f"K {k}, N {n}", Layer(k, n, (sound,)))
+        refused(INVALID, f"K {k}, N {n}", LayerShape(k, n, (sound,)))
 
 
-def _workspace_grows(machine: Machine, random: Random) -> None:
+def _workspace_grows(trial: Trial) -> None:
     """A workspace for some rows serves every smaller number of them."""
+    device, random = trial.place.device, trial.random
     for mix, out in (("micromix", 96), ("every_pair", 5000)):
-        linear = layer(mix, 2048, out).create(machine)
+        linear = layer(mix, 2048, out).create(trial.place.library)
         rows = np.unique(np.concatenate([np.arange(260), random.integers(0, 20000, 200)]))
-        sizes = [linear.workspace_bytes(machine.device, int(row)) for row in rows]
+        sizes = [linear.workspace_bytes(device, int(row)) for row in rows]
         fewer = [i for i in range(1, len(sizes)) if sizes[i] < sizes[i - 1]]
         assert not fewer, f"{mix}: {rows[fewer[0]]} rows need less than {rows[fewer[0] - 1]}"
-        layout = linear.workspace_layout(machine.device, 77)
-        assert layout.bytes == linear.workspace_bytes(machine.device, 77)
+        assert linear.workspace_layout(device, 77).bytes == linear.workspace_bytes(device, 77)
 
 
-def _larger_workspace(machine: Machine, random: Random) -> None:
+def _larger_workspace(trial: Trial) -> None:
     """More workspace than needed, and an x or y without alignment, change nothing."""
-    made = layer("micromix", 512, 24, 5)
-    call = random_call(machine, random, made, 6, (BFLOAT16, BFLOAT16), Extras(bias=True))
-    first = call.run()
-    call.arguments.workspace_bytes += 2**30
-    assert (call.run() == first).all()
-    assert call.operands.x is not None
-    block = machine.memory.allocate(call.operands.x.nbytes + 2)
-    machine.memory.write(block.address + 2, call.operands.x)
-    call.arguments.x = block.address + 2
-    assert (call.run() == first).all()
-    y = machine.memory.allocate(first.nbytes + 2)
-    call.arguments.y = y.address + 2
-    call.enqueue()
-    assert (
-        machine.memory.read(y.address + 2, first.nbytes).view(first.dtype) == first.ravel()
-    ).all()
+    shape = layer("micromix", 512, 24, 5)
+    made = linear_case(trial, shape, 6, (BFLOAT16, BFLOAT16), Extras(bias=True)).layer
+    first, arguments = made.run(), made.arguments[0]
+    arguments.workspace_bytes += 2**30
+    assert (made.run() == first).all()
+    block = trial.place.machine.allocate(made.inputs.x.nbytes + 2)
+    arguments.x = block.address + 2
+    made.write_x(made.inputs.x)
+    assert (made.run() == first).all()
+    inputs = replace(made.inputs, y_offset=1)
+    moved = DeviceLayer(trial.place, shape, made.constants, inputs)
+    assert (moved.run() == first).all()
 
 
 CHECKS = [

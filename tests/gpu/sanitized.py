@@ -8,46 +8,45 @@ initcheck looks for.
 
 from __future__ import annotations
 
-import numpy as np
-
+from mmcompile.cuda.layers import Place
+from mmcompile.doctor.cases import Extras, linear_case
+from mmcompile.doctor.checks import Size
+from mmcompile.doctor.trial import Trial
 from mmcompile.kernels import BFLOAT16, FLOAT16, FLOAT32
-from tests.gpu.gemm_checks import Extras
-from tests.gpu.layers import layer
-from tests.gpu.linear_checks import random_call
-from tests.gpu.machine import Machine, open_machine
-from tests.gpu.number_types import SIZE
+from tests.gpu.mixes import layer
+from tests.gpu.place import find_place
 
 READY = "calls begin"
 DONE = "calls are done"
-SHAPES = (
-    (1, 40, 1120, 3, (FLOAT32, FLOAT16)),
-    (9, 33, 352, 0, (BFLOAT16, BFLOAT16)),
-    (150, 70, 288, 1, (FLOAT16, FLOAT32)),
+CALLS = (
+    (Size(1, 40, 1120, missing=3), (FLOAT32, FLOAT16)),
+    (Size(9, 33, 352), (BFLOAT16, BFLOAT16)),
+    (Size(150, 70, 288, missing=1), (FLOAT16, FLOAT32)),
     # Enough rows for blocks that take several.
-    (700, 17, 256, 0, (BFLOAT16, BFLOAT16)),
+    (Size(700, 17, 256), (BFLOAT16, BFLOAT16)),
 )
 
 
-def run_calls(machine: Machine) -> int:
-    """Runs every tactic on every shape and mix; returns how many calls that were."""
-    random = np.random.default_rng(0)
+def run_calls(place: Place) -> int:
+    """Runs every tactic on every size and mix; returns how many calls that were."""
+    trial = Trial("sanitized", place)
     count = 0
-    for rows, out, channels, missing, types in SHAPES[: 2 if machine.emulated else None]:
+    for size, types in CALLS[: 2 if place.emulated else None]:
         for mix in ("micromix", "every_pair"):
-            made = layer(mix, channels, out, missing)
-            call = random_call(machine, random, made, rows, types, Extras(bias=True))
-            for tactic in machine.tactics:
+            shape = layer(mix, size.channels, size.out_channels, size.missing)
+            made = linear_case(trial, shape, size.rows, types, Extras(bias=True)).layer
+            for tactic in range(len(place.tactics) + 1):
                 # Allocations of their own: initcheck remembers what earlier calls wrote.
-                workspace = machine.memory.allocate(call.workspace.size)
-                y = machine.memory.allocate(rows * out * SIZE[types[1]])
-                call.arguments.workspace, call.arguments.y = workspace.address, y.address
-                call.enqueue(tactic)
-                machine.memory.read(y.address, y.size)
+                workspace = place.machine.allocate(made.workspace.size)
+                y = place.machine.allocate(made.y.size)
+                made.arguments[0].workspace, made.arguments[0].y = workspace.address, y.address
+                made.enqueue("run", tactic)
+                place.machine.read(y.address, y.size)
                 count += 1
     return count
 
 
 if __name__ == "__main__":
-    opened = open_machine()
+    opened = find_place()
     print(READY, flush=True)
     print(f"{run_calls(opened)} {DONE}", flush=True)

@@ -9,9 +9,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from tests.gpu.check import Check
-from tests.gpu.layers import Random
-from tests.gpu.machine import ROOT, Machine, Skipped
+from mmcompile.doctor.trial import Check, Skipped, Trial
+from tests.gpu.place import ROOT
 from tests.gpu.sanitized import DONE, READY
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -30,8 +29,8 @@ def _sanitizer() -> str:
     return found
 
 
-def _run(machine: Machine, random: Random, tool: str) -> None:
-    if machine.emulated:
+def _run(trial: Trial, tool: str) -> None:
+    if trial.place.emulated:
         raise Skipped("the emulator checks memory and races by itself")
     command = [_sanitizer(), "--tool", tool, "--error-exitcode", str(FOUND_ERRORS)]
     command += ["--print-limit", "5", sys.executable, "-m", "tests.gpu.sanitized"]

@@ -7,98 +7,89 @@ from itertools import pairwise
 
 import numpy as np
 
+from mmcompile.doctor.cases import Extras, linear_case
+from mmcompile.doctor.compare import same_bits
+from mmcompile.doctor.operands import random_x
+from mmcompile.doctor.trial import Check, Trial
 from mmcompile.kernels import BFLOAT16, FLOAT16, FLOAT32
-from tests.gpu.check import Check
-from tests.gpu.compare import assert_same_bits
-from tests.gpu.gemm_checks import Extras
-from tests.gpu.layers import Random, layer
-from tests.gpu.linear_checks import describe, random_call
-from tests.gpu.machine import Machine
-from tests.gpu.operands import random_x
+from tests.gpu.mixes import layer
 
 SHAPES = ((1, 512, 4096), (12, 1001, 2048), (200, 640, 1024))
 
 
-def _graph(machine: Machine, random: Random, mix: str) -> None:
+def _graph(trial: Trial, mix: str) -> None:
     """A captured call answers for whatever x and residual hold when it is replayed."""
-    stream = machine.memory.stream()
+    machine = trial.place.machine
+    stream = machine.stream()
     for rows, out, channels in SHAPES:
-        call = random_call(
-            machine, random, layer(mix, channels, out), rows, (FLOAT16, BFLOAT16), Extras(bias=True)
-        )
-        for tactic in machine.tactics:
-            call.arguments.tactic = tactic
-            inputs = [
-                random_x(random, kind, rows, call.layer.in_channels, FLOAT16)
-                for kind in ("normal", "ties", "outliers")
-            ]
-            wanted = []
-            for x in inputs:
-                machine.memory.write(int(call.arguments.x or 0), x)
-                wanted.append(call.run(tactic))
-            graph = machine.memory.capture(stream, partial(call.enqueue, tactic, stream))
-            for x, y in zip(inputs, wanted, strict=True):
-                call.refresh()
-                machine.memory.write(int(call.arguments.x or 0), x)
-                graph.launch(stream)
-                assert_same_bits(call.result(), y, f"replay, {describe(call, tactic)}")
+        shape = layer(mix, channels, out)
+        made = linear_case(trial, shape, rows, (FLOAT16, BFLOAT16), Extras(bias=True)).layer
+        for part in trial.tactics(made):
+            with part:
+                wanted = []
+                for kind in ("normal", "ties", "outliers"):
+                    x = random_x(trial.random, kind, rows, shape.in_channels, FLOAT16)
+                    made.write_x(x)
+                    wanted.append((x, made.run(part.tactic)))
+                graph = machine.capture(stream, partial(made.enqueue, "run", part.tactic, stream))
+                for x, y in wanted:
+                    made.refresh()
+                    made.write_x(x)
+                    graph.launch(stream)
+                    same_bits(made.result(), y, "values of y in a replay")
 
 
-def _chain(machine: Machine, random: Random, captured: bool) -> None:
+def _chain(trial: Trial, captured: bool) -> None:
     """Many calls one after the other in one workspace: each waits for the one before.
 
     The next call's weights are loaded while the last one ends; its activations must not be.
     """
-    stream = machine.memory.stream()
-    size, length = 1024, 12
-    made = layer("micromix", size, size)
-    calls = [
-        random_call(machine, random, made, 5, (FLOAT32, FLOAT32), Extras()) for _ in range(length)
-    ]
-    for before, after in pairwise(calls):
-        after.arguments.x = before.y.address
-        after.arguments.workspace = calls[0].workspace.address
+    machine = trial.place.machine
+    stream = machine.stream()
+    shape = layer("micromix", 1024, 1024)
+    made = [linear_case(trial, shape, 5, (FLOAT32, FLOAT32)).layer for _ in range(12)]
+    for before, after in pairwise(made):
+        after.arguments[0].x = before.y.address
+        after.arguments[0].workspace = made[0].workspace.address
 
     def enqueue_all() -> None:
-        for call in calls:
-            call.enqueue(0, stream)
+        for each in made:
+            each.enqueue("run", 0, stream)
 
     wanted = []
-    for call in calls:
-        call.y.poison()
-        call.enqueue(0, stream)
-        wanted.append(call.result())
+    for each in made:
+        each.y.poison()
+        each.enqueue("run", 0, stream)
+        wanted.append(each.result())
     assert np.isfinite(wanted[-1].view(np.float32)).all(), "the chain of this check overflows"
-    graph = machine.memory.capture(stream, enqueue_all) if captured else None
+    graph = machine.capture(stream, enqueue_all) if captured else None
     for _ in range(5):
-        for call in calls:
-            call.refresh()
+        for each in made:
+            each.refresh()
         if graph is not None:
             graph.launch(stream)
         else:
             enqueue_all()
-        for i, (call, y) in enumerate(zip(calls, wanted, strict=True)):
-            assert_same_bits(call.result(), y, f"call {i} of {length}")
+        for i, (each, y) in enumerate(zip(made, wanted, strict=True)):
+            same_bits(each.result(), y, f"values of y of call {i}")
 
 
-def _two_streams(machine: Machine, random: Random) -> None:
+def _two_streams(trial: Trial) -> None:
     """Calls of two streams, with a workspace each, do not disturb one another."""
-    streams = [machine.memory.stream(number) for number in range(2)]
+    streams = [trial.place.machine.stream(number) for number in range(2)]
     for rows, out, channels in SHAPES:
-        calls = [
-            random_call(
-                machine, random, layer(mix, channels, out), rows, (BFLOAT16, FLOAT32), Extras()
-            )
+        made = [
+            linear_case(trial, layer(mix, channels, out), rows, (BFLOAT16, FLOAT32)).layer
             for mix in ("micromix", "every_pair")
         ]
-        wanted = [call.run() for call in calls]
-        for call in calls:
-            call.refresh()
+        wanted = [each.run() for each in made]
+        for each in made:
+            each.refresh()
         for _ in range(20):
-            for call, stream in zip(calls, streams, strict=True):
-                call.enqueue(0, stream)
-        for call, y in zip(calls, wanted, strict=True):
-            assert_same_bits(call.result(), y, describe(call, 0))
+            for each, stream in zip(made, streams, strict=True):
+                each.enqueue("run", 0, stream)
+        for each, y in zip(made, wanted, strict=True):
+            same_bits(each.result(), y, f"values of y, {each.describe(0)},")
 
 
 CHECKS = [

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from tests.gpu.machine import ROOT
+from tests.gpu.place import ROOT
 
 SCRIPT = """
 import sys

@@ -2,23 +2,24 @@
 
 import pytest
 
-from tests.gpu.check import Check
+from mmcompile.cuda.layers import Place
+from mmcompile.doctor.trial import Check, Skipped
 from tests.gpu.checks import CHECKS
-from tests.gpu.machine import Machine, Skipped, Unavailable, open_machine
+from tests.gpu.place import Unavailable, find_place
 
 
 @pytest.fixture(scope="module")
-def machine() -> Machine:
+def place() -> Place:
     try:
-        opened = open_machine()
+        return find_place()
     except Unavailable as reason:
         pytest.skip(str(reason))
-    return opened
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=[check.name for check in CHECKS])
-def test_kernels(machine: Machine, check: Check) -> None:
+def test_kernels(place: Place, check: Check) -> None:
     try:
-        check.run(machine)
+        results = check.run(place)
     except Skipped as reason:
         pytest.skip(str(reason))
+    assert not [f"{result.name}: {result.detail}" for result in results if not result.passed]

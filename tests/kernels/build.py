@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -20,11 +21,31 @@ TESTING = PLUGINS / "testing"
 EMULATOR_SOURCES = tuple(
     TESTING / name for name in ("emulator.cpp", "fiber.cpp", "memory.cpp", "shared_memory.cpp")
 )
-EMULATOR_DEFINES: Mapping[str, str | None] = {"MMCOMPILE_EMULATE": None}
-INCLUDES = (PLUGINS / "include", PLUGINS / "kernels", TESTING)
 
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
 FLAGS = ("-std=c++20", "-O2", "-g1", "-ffp-contract=off", "-fPIC")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How sources are compiled; as it is, for the emulator."""
+
+    defines: Mapping[str, str | None] = field(default_factory=dict)
+    includes: Sequence[Path] = (PLUGINS / "include", PLUGINS / "kernels", TESTING)
+    system_includes: Sequence[Path] = ()
+    flags: Sequence[str] = (*FLAGS, *WARNINGS, "-DMMCOMPILE_EMULATE")
+
+    def options(self) -> list[str]:
+        """The compiler's."""
+        return [
+            *self.flags,
+            *(f"-D{name}" + (f"={value}" if value else "") for name, value in self.defines.items()),
+            *(f"-I{folder}" for folder in self.includes),
+            *(f"-isystem{folder}" for folder in self.system_includes),
+        ]
+
+
+EMULATED = Recipe()
 
 
 @cache
@@ -40,52 +61,21 @@ def compiler() -> str:
     return found
 
 
-def compile_shared_library(
-    name: str,
-    sources: Sequence[Path],
-    *,
-    defines: Mapping[str, str | None] | None = None,
-    includes: Sequence[Path] = INCLUDES,
-    system_includes: Sequence[Path] = (),
-    flags: Sequence[str] = (*FLAGS, *WARNINGS),
-) -> Path:
-    """Compiles a shared library and returns its path; `flags` replace the usual ones.
+def compile_shared_library(name: str, sources: Sequence[Path], recipe: Recipe = EMULATED) -> Path:
+    """Compiles a shared library and returns its path.
 
     A library that was made from the same bytes in the same way is not made again.
     """
-    return _link(name, sources, defines, includes, system_includes, flags, shared=True)
+    return _link(name, sources, recipe, shared=True)
 
 
-def compile_executable(
-    name: str,
-    sources: Sequence[Path],
-    *,
-    defines: Mapping[str, str | None] | None = None,
-    includes: Sequence[Path] = INCLUDES,
-    system_includes: Sequence[Path] = (),
-    flags: Sequence[str] = (*FLAGS, *WARNINGS),
-) -> Path:
+def compile_executable(name: str, sources: Sequence[Path], recipe: Recipe = EMULATED) -> Path:
     """Compiles a program; see `compile_shared_library`."""
-    return _link(name, sources, defines, includes, system_includes, flags, shared=False)
+    return _link(name, sources, recipe, shared=False)
 
 
-def _link(
-    name: str,
-    sources: Sequence[Path],
-    defines: Mapping[str, str | None] | None,
-    includes: Sequence[Path],
-    system_includes: Sequence[Path],
-    flags: Sequence[str],
-    *,
-    shared: bool,
-) -> Path:
-    options = [*flags]
-    options += [
-        f"-D{key}" + ("" if value is None else f"={value}")
-        for key, value in sorted((defines or {}).items())
-    ]
-    options += [f"-I{folder}" for folder in includes]
-    options += [f"-isystem{folder}" for folder in system_includes]
+def _link(name: str, sources: Sequence[Path], recipe: Recipe, *, shared: bool) -> Path:
+    options = recipe.options()
     objects = [_object(source, options) for source in sources]
     link = [compiler(), "-pthread", *(("-shared", "-Wl,-z,defs") if shared else ())]
     key = _digest(" ".join(map(str, [*link, *objects])).encode())

@@ -6,21 +6,10 @@ import ctypes
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
+from mmcompile.doctor import emulation
 from mmcompile.kernels import KernelLibrary
-from tests.kernels.build import (
-    EMULATOR_DEFINES,
-    EMULATOR_SOURCES,
-    FLAGS,
-    INCLUDES,
-    PLUGINS,
-    TESTING,
-    WARNINGS,
-    compile_shared_library,
-)
+from tests.kernels.build import FLAGS, PLUGINS, WARNINGS, Recipe, compile_shared_library
 
-LIBRARY = PLUGINS / "library"
 NATIVE, PORTABLE, OLDEST = 0, 1, 2
 """Devices of the emulated library: sm_120; sm_90 and sm_80, whose atoms are the portable ones."""
 EARLY, LATE, RANDOM = 0, 1, 2
@@ -37,20 +26,13 @@ def compile_library(
     `tiles` are the tiles of the GEMM to compile; none stands for all.
     """
 
-    def moved(path: Path) -> Path:
-        return plugins / path.relative_to(PLUGINS)
-
-    sources = [*EMULATOR_SOURCES]
-    sources += [TESTING / f"emulated_{part}.cpp" for part in ("device", "gemm", "quantize")]
-    sources += [LIBRARY / f"{part}.cpp" for part in ("choice", "library", "linear")]
-    chosen = {"MMCOMPILE_EMULATED_TILES": ",".join(map(str, tiles))} if tiles else {}
-    return compile_shared_library(
-        "mmcompile_emulated",
-        [moved(source) for source in sources],
-        defines=dict(EMULATOR_DEFINES) | chosen,
-        includes=[moved(folder) for folder in (*INCLUDES, LIBRARY)],
-        flags=(*flags, "-Wno-unknown-pragmas"),
+    recipe = Recipe(
+        defines={"MMCOMPILE_EMULATED_TILES": ",".join(map(str, tiles))} if tiles else {},
+        includes=[plugins / folder for folder in emulation.FOLDERS],
+        flags=(*flags, "-DMMCOMPILE_EMULATE", "-Wno-unknown-pragmas"),
     )
+    sources = [plugins / file for file in emulation.FILES]
+    return compile_shared_library("mmcompile_emulated", sources, recipe)
 
 
 @cache
@@ -64,12 +46,3 @@ def configure(
 ) -> None:
     """Sets the emulator's schedule, and the size of devices that are opened from now on."""
     library.functions.mmc_emulator_configure(ctypes.c_uint64(seed), copies, multiprocessors)
-
-
-def aligned(array: np.ndarray, alignment: int = 256) -> np.ndarray:
-    """A copy whose memory starts at a multiple of `alignment` bytes."""
-    block = np.empty(array.nbytes + alignment, np.uint8)
-    start = -block.ctypes.data % alignment
-    view = block[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    view[...] = array
-    return view

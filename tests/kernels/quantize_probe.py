@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import ml_dtypes
 import numpy as np
 
-from mmcompile.formats import BLOCK_FORMATS
-from mmcompile.kernels import Arguments, Device, KernelLibrary, Linear, LinearSegment
-from mmcompile.quantize import element_table, pack_codes, quantize_blocks
-from tests.kernels.emulated import NATIVE, OLDEST, PORTABLE, aligned, configure
-from tests.node_models import padded_to, words_first
+from mmcompile.cuda.calls import DeviceLayer, Inputs, random_constants
+from mmcompile.cuda.layers import E2M3, E3M2, MXFP4, MXFP8, NVFP4, LayerShape, open_place
+from mmcompile.cuda.machine import HostMachine
+from mmcompile.cuda.number_types import NUMBER_TYPES
+from mmcompile.doctor.operands import Order, pack_activations, quantized
+from mmcompile.kernels import KernelLibrary, LinearSegment
+from tests.kernels.emulated import NATIVE, OLDEST, PORTABLE, configure
+from tests.kernels.operands import TYPES
 
-FORMATS = tuple(BLOCK_FORMATS.values())
-TYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
-SEGMENTS = (  # channels, format of activations and of weights, threshold
-    (160, 0, 0, 2.0),
-    (32, 3, 3, 1.75),
-    (96, 1, 1, 1.875),
-    (64, 2, 2, 1.75),
-    (96, 4, 4, 2.0),
-    (64, 0, 3, 2.0),
+SEGMENTS = (
+    LinearSegment(160, MXFP4, MXFP4, 2.0),
+    LinearSegment(32, MXFP8, MXFP8, 1.75),
+    LinearSegment(96, E2M3, E2M3, 1.875),
+    LinearSegment(64, E3M2, E3M2, 1.75),
+    LinearSegment(96, NVFP4, NVFP4, 2.0),
+    LinearSegment(64, MXFP4, MXFP8, 2.0),
 )
 MEDIUM = 4
-CHANNELS = sum(segment[0] for segment in SEGMENTS)
+CHANNELS = sum(segment.channels for segment in SEGMENTS)
 
 
 @dataclass(frozen=True)
@@ -51,74 +51,37 @@ def activations(rows: int, channels: int, kind: type, seed: int) -> np.ndarray:
 
 def check(library: KernelLibrary, device: int, rows: int, kind: int, in_channels: int) -> None:
     """Compares the codes and scales of a random problem with formats.py, byte by byte."""
-    gpu = library.open_device(device)
-    linear = library.linear(
-        in_channels, 256, [LinearSegment(*segment) for segment in SEGMENTS], 2.0**-3, 1.0
-    )
     rng = np.random.default_rng(rows)
     source = rng.permutation(np.arange(max(in_channels, CHANNELS)))[:CHANNELS]
-    order = aligned(np.where(source < in_channels, source, -1).astype(np.int32))
-    x = aligned(activations(rows, in_channels, TYPES[kind], rows))
-    layout = linear.workspace_layout(gpu, rows)
-    workspace = quantized(linear, gpu, x, order, kind)
-    codes, scales = expected(x.astype(np.float32), order)
-    np.testing.assert_array_equal(workspace[: codes.size].reshape(codes.shape), codes)
-    end = layout.scales + scales.size
-    np.testing.assert_array_equal(workspace[layout.scales : end].reshape(scales.shape), scales)
+    order = np.where(source < in_channels, source, -1).astype(np.int32)
+    x = activations(rows, in_channels, TYPES[kind], rows)
+    shape = LayerShape(in_channels, 256, SEGMENTS, 2.0**-3, 1.0)
+    found = layer(library, device, shape, x, order).quantize(MEDIUM)
+    expected = pack_activations(quantized(x.astype(np.float32), order, shape), shape)
+    for array, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(array, wanted)
 
 
 def check_counters(library: KernelLibrary) -> None:
     """The counters of a GEMM that splits K are zero when it starts."""
-    gpu = library.open_device(NATIVE)
-    linear = library.linear(4096, 256, [LinearSegment(4096, 0, 0)])
-    assert "K split by 1," not in linear.describe(gpu, 2, MEDIUM)
-    order = aligned(np.arange(4096, dtype=np.int32))
-    workspace = quantized(linear, gpu, aligned(np.ones((2, 4096), np.float32)), order, 0)
-    start = linear.workspace_layout(gpu, 2).counters
-    assert (workspace[start : start + 4 * 2] == 0).all()
+    shape = LayerShape(4096, 256, (LinearSegment(4096, 0, 0),))
+    order = np.arange(4096, dtype=np.int32)
+    made = layer(library, NATIVE, shape, np.ones((2, 4096), np.float32), order)
+    assert "K split by 1," not in made.describe(MEDIUM)
+    made.quantize(MEDIUM)
+    start = made.layout.counters
+    assert (made.workspace.read()[start : start + 4 * 2] == 0).all()
 
 
-def quantized(
-    linear: Linear, gpu: Device, x: np.ndarray, order: np.ndarray, kind: int
-) -> np.ndarray:
-    """The workspace, poisoned before, behind the quantizing kernel."""
-    workspace = aligned(np.full(linear.workspace_bytes(gpu, len(x)), 0xA5, np.uint8))
-    linear.quantize(
-        gpu,
-        Arguments(
-            rows=len(x),
-            x_type=kind,
-            y_type=kind,
-            x=x.ctypes.data,
-            order=order.ctypes.data,
-            weight=workspace.ctypes.data,
-            scales=workspace.ctypes.data,
-            y=workspace.ctypes.data,
-            workspace=workspace.ctypes.data,
-            workspace_bytes=workspace.size,
-            tactic=MEDIUM,
-        ),
-    )
-    return workspace
-
-
-def expected(x: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes[rows, bytes] and scales[words, rows, 4], by docs/spec.md."""
-    permuted = np.where(order >= 0, x[:, np.maximum(order, 0)], np.float32(0))
-    codes, words, start = [], [], 0
-    for channels, act, weight, threshold in SEGMENTS:
-        fmt = FORMATS[act]
-        tensor_scale = 2.0**-3 if fmt.scale == "e4m3" else 1.0
-        part = permuted[:, start : start + channels]
-        code, scale = quantize_blocks(part, fmt, threshold=threshold, tensor_scale=tensor_scale)
-        if fmt.element.bits == 4 and FORMATS[weight].element.bits == 4:
-            codes.append(padded_to(pack_codes(code, 4), 16))
-        else:
-            table = element_table(fmt.element).astype(np.float32)
-            codes.append(table.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)[code])
-        words.append(words_first(scale))
-        start += channels
-    return np.concatenate(codes, axis=1), np.concatenate(words)
+def layer(
+    library: KernelLibrary, device: int, shape: LayerShape, x: np.ndarray, order: Order
+) -> DeviceLayer:
+    """A layer of which only the quantization matters."""
+    constants = random_constants(np.random.default_rng(0), shape, shape.create(library).info)
+    kind = TYPES.index(x.dtype.type)
+    inputs = Inputs(x.view(NUMBER_TYPES[kind].bits), (kind, kind))
+    place = open_place(HostMachine(), library, device)
+    return DeviceLayer(place, shape, replace(constants, order=order), inputs)
 
 
 def probe(library: KernelLibrary) -> None:

@@ -8,7 +8,9 @@ from collections import defaultdict
 
 import pytest
 
-from tests.kernels.build import EMULATOR_DEFINES, EMULATOR_SOURCES, TESTING, compile_executable
+from tests.kernels.build import EMULATOR_SOURCES, TESTING, Recipe, compile_executable
+
+pytestmark = pytest.mark.slow
 
 SEEDS = 8
 POLICIES = ("early", "late", "random")
@@ -100,7 +102,7 @@ def run(seeds: list[int], **defines: None) -> str:
     program = compile_executable(
         "emulator_test",
         (TESTING / "emulator_test.cpp", *EMULATOR_SOURCES),
-        defines={**EMULATOR_DEFINES, **defines},
+        Recipe(defines=defines),
     )
     arguments = [str(program), *map(str, seeds)]
     return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout

@@ -12,20 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmcompile.cuda.layers import MXFP4, MXFP8, NVFP4
 from mmcompile.kernels import KernelError, KernelLibrary
 from tests.kernels import quantize_probe
 from tests.kernels.build import FLAGS, PLUGINS
 from tests.kernels.emulated import LATE, NATIVE, PORTABLE, RANDOM, compile_library, configure
-from tests.kernels.operands import TYPES, Draw, make_problem
+from tests.kernels.operands import Draw, Problem
 from tests.kernels.quantize_probe import Fault
-from tests.kernels.test_gemm import (
-    EVERYTHING,
-    MXFP4,
-    MXFP8,
-    NVFP4,
-    check,
-    off_by_an_element,
-)
+from tests.kernels.test_gemm import EVERYTHING, check
+
+pytestmark = pytest.mark.slow
 
 TILES = (0, 3)
 """Few, so that a faulty library compiles fast: one swapped and split along K by warps, one not."""
@@ -195,22 +191,20 @@ def probe_gemm(library: KernelLibrary) -> None:
             configure(library, seed=tactic, copies=LATE if device == NATIVE else RANDOM)
             gpu = library.open_device(device)
             long = [*EVERYTHING, (1184, MXFP4, MXFP4)]
-            draw = Draw(seed=tactic)
-            check(make_problem(library, 11, 70, long, draw, bias=True, residual=True), gpu, tactic)
-            problem = make_problem(library, 67, 34, EVERYTHING, draw, y_type=2)
-            check(problem, gpu, tactic)
-            few = Draw(exact=True)
-            exact = make_problem(library, 3, 34, splits, few, y_type=2, bias=True)
+            draw = Draw(seed=tactic, bias=True, residual=True)
+            check(Problem(library, 11, 70, long, draw), gpu, tactic)
+            check(Problem(library, 67, 34, EVERYTHING, Draw(seed=tactic, y_type=2)), gpu, tactic)
+            exact = Problem(library, 3, 34, splits, Draw(exact=True, y_type=2, bias=True))
             expected = exact.exact().astype(np.float32)
             bits = expected.view(np.uint32) + 0x7FFF + (expected.view(np.uint32) >> 16 & 1)
             rounded = (bits & 0xFFFF0000).astype(np.uint32).view(np.float32)
-            y = off_by_an_element(rounded.astype(TYPES[2]))
-            np.testing.assert_array_equal(exact.run(gpu, tactic, y).astype(np.float32), rounded)
+            found = exact.run(gpu, tactic, y_offset=1)
+            np.testing.assert_array_equal(found.astype(np.float32), rounded)
         outputs = []
         for seed in range(4):
             configure(library, seed=seed, multiprocessors=8)
             gpu = library.open_device(device)
-            problem = make_problem(library, 3, 24, splits, tensor_scales=(0.25, 8.0))
+            problem = Problem(library, 3, 24, splits, Draw(tensor_scales=(0.25, 8.0)))
             outputs.append(check(problem, gpu, 4))
         assert all(np.array_equal(output, outputs[0]) for output in outputs)
 

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from tests.kernels.build import (
-    EMULATOR_DEFINES,
     EMULATOR_SOURCES,
+    Recipe,
     compile_executable,
     compile_shared_library,
 )
 from tests.test_cuda_oracle import WHEELS, cuda_includes
+
+pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 
@@ -58,9 +60,7 @@ def selectors(name: str, i: int) -> tuple[int, int, int, int]:
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    path = compile_shared_library(
-        "instructions", (HERE / "instructions.cpp", *EMULATOR_SOURCES), defines=EMULATOR_DEFINES
-    )
+    path = compile_shared_library("instructions", (HERE / "instructions.cpp", *EMULATOR_SOURCES))
     library = ctypes.CDLL(str(path))
     library.multiply_half2.restype = library.add_bytes_saturating.restype = ctypes.c_uint32
     library.permute_bytes.restype = ctypes.c_int64
@@ -138,9 +138,7 @@ def cute_layouts() -> dict[tuple[str, str], np.ndarray]:
     program = compile_executable(
         "cute_layouts",
         (HERE / "cute_layouts.cpp",),
-        includes=(),
-        system_includes=(cute, *includes),
-        flags=("-std=c++17", "-O0", "-w"),
+        Recipe({}, (), (cute, *includes), ("-std=c++17", "-O0", "-w")),
     )
     text = subprocess.run([program], capture_output=True, text=True, check=True).stdout
     rows: dict[tuple[str, str], list[list[int]]] = {}
@@ -385,9 +383,7 @@ def test_conversions_are_those_of_cuda(library: ctypes.CDLL, floats: np.ndarray)
     program = compile_executable(
         "cuda_conversions",
         (HERE / "cuda_conversions.cpp",),
-        includes=(),
-        system_includes=includes,
-        flags=("-std=c++17", "-O1", "-w"),
+        Recipe({}, (), includes, ("-std=c++17", "-O1", "-w")),
     )
     done = subprocess.run([program], input=floats.tobytes(), capture_output=True, check=True)
     answers = np.frombuffer(done.stdout, np.uint16).reshape(4, -1)

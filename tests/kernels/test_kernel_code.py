@@ -13,6 +13,8 @@ from benchmarks.main_loop import VARIANTS, turns
 from benchmarks.sass import Function, find_tool, loops, main_loop, parse, paths_by_copies
 from mmcompile.errors import EnvironmentProblem
 
+pytestmark = pytest.mark.slow
+
 MISSING = {"no-nvcc", "no-disassembler", "no-compiler"}
 
 LISTING = """

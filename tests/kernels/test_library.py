@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmcompile.cuda.layers import E3M2, MXFP4
 from mmcompile.kernels import Arguments, Device, KernelError, LinearSegment
-from tests.kernels.emulated import NATIVE, PORTABLE, aligned, configure, emulated_library
+from tests.kernels.emulated import NATIVE, PORTABLE, configure, emulated_library
 
-MXFP4, E2M3, E3M2, MXFP8, NVFP4 = range(5)
+pytestmark = pytest.mark.slow
+
+
 DECODE8, DECODE16, SMALL, MEDIUM, LARGE, HUGE = range(1, 7)
 
 
@@ -161,6 +164,15 @@ def test_bad_tensor_scales_are_refused(scale):
     library = library_of(4)
     with pytest.raises(KernelError, match="no power of two"):
         library.linear(64, 64, [LinearSegment(64, 4, 4)], act_tensor_scale=scale)
+
+
+def aligned(array: np.ndarray, alignment: int = 256) -> np.ndarray:
+    """A copy whose memory starts at a multiple of `alignment` bytes."""
+    block = np.empty(array.nbytes + alignment, np.uint8)
+    start = -block.ctypes.data % alignment
+    view = block[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return view
 
 
 class TestArguments:

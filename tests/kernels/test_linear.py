@@ -1,5 +1,6 @@
 """From packing to y: layers of real models, as compiled, run by the emulated kernels.
 
+
 Held against ONNX Runtime's result for the same node. Operands are bit-exact on both sides; the two
 sums differ by at most twice the bound of docs/spec.md, section 7, plus one rounding of y each.
 """
@@ -13,20 +14,24 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
-from mmcompile.data.options import DataOptions
+from mmcompile import CompileOptions, compile_model
+from mmcompile.cuda.calls import Constants, DeviceLayer, Inputs
+from mmcompile.cuda.layers import LayerShape, open_place
+from mmcompile.cuda.machine import HostMachine
+from mmcompile.cuda.number_types import NUMBER_TYPES
 from mmcompile.errors import EnvironmentProblem
-from mmcompile.kernels import Arguments, LinearSegment
+from mmcompile.kernels import LinearSegment
 from mmcompile.model.source import load_model
 from mmcompile.packed import PackedLinear, dequantize_activations, dequantize_weight
-from mmcompile.pipeline.compile import compile_model
-from mmcompile.pipeline.options import CompileOptions, VerifyOptions
+from mmcompile.pipeline.options import DataOptions, VerifyOptions
 from mmcompile.plan import GroupPlan
-from mmcompile.policy.micromix import MicroMixPolicy
-from mmcompile.policy.registry import make_policy
+from mmcompile.policy.options import Policy
 from mmcompile.verification.compiled import read_nodes
-from tests.kernels.emulated import NATIVE, PORTABLE, aligned, configure, emulated_library
+from tests.kernels.emulated import NATIVE, PORTABLE, configure, emulated_library
 from tests.kernels.operands import TYPES
 from tests.node_models import node_model
+
+pytestmark = pytest.mark.slow
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 ELEMENTS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -62,7 +67,7 @@ def minilm(tmp_path_factory):
         folder / "model.onnx",
         folder / "out",
         folder / "calibration.txt",
-        MicroMixPolicy(granularity=32),
+        Policy("micromix", granularity=32),
         tokenizer=folder / "tokenizer.json",
     )
 
@@ -80,7 +85,7 @@ def babyllama(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("babyllama")
     prepare(checkpoint, text, folder)
     data = folder / "calibration.npz"
-    return compiled_layers(folder / "model.onnx", folder / "out", data, make_policy(policy)), padded
+    return compiled_layers(folder / "model.onnx", folder / "out", data, Policy(policy)), padded
 
 
 def run_onnxruntime(layer: Layer, x: np.ndarray, kind: int) -> np.ndarray:
@@ -95,28 +100,17 @@ def run_onnxruntime(layer: Layer, x: np.ndarray, kind: int) -> np.ndarray:
 def run_kernels(layer: Layer, x: np.ndarray, kind: int, device: int) -> np.ndarray:
     """y of both emulated kernels, one after the other."""
     plan, packed = layer
-    library = emulated_library()
-    gpu = library.open_device(device)
-    linear = library.linear(
-        plan.in_channels,
-        packed.bias.size,
-        [
-            LinearSegment(s.channels, s.activation.id, s.weight.id, s.act_threshold)
-            for s in plan.segments
-        ],
-        plan.act_tensor_scale,
-        plan.weight_tensor_scale,
+    segments = tuple(
+        LinearSegment(s.channels, s.activation.id, s.weight.id, s.act_threshold)
+        for s in plan.segments
     )
-    assert linear.info.weight_row_bytes == packed.weight.shape[1]
-    assert linear.info.weight_scale_words == packed.scales.shape[0]
-    assert linear.info.padded_channels == packed.order.size
-    arrays = [aligned(array) for array in (x, *packed.constants())]
-    workspace = aligned(np.full(linear.workspace_bytes(gpu, len(x)), 0xFF, np.uint8))
-    y = np.full((len(x), packed.bias.size), np.nan, TYPES[kind])
-    pointers = [array.ctypes.data for array in arrays]
-    places = (None, y.ctypes.data, workspace.ctypes.data, workspace.size)
-    linear.run(gpu, Arguments(len(x), kind, kind, *pointers, *places))
-    return y
+    scales = plan.act_tensor_scale, plan.weight_tensor_scale
+    shape = LayerShape(plan.in_channels, packed.bias.size, segments, *scales)
+    place = open_place(HostMachine(), emulated_library(), device)
+    inputs = Inputs(x.view(NUMBER_TYPES[kind].bits), (kind, kind))
+    made = DeviceLayer(place, shape, Constants(*packed.constants()), inputs)
+    assert made.linear.info.padded_channels == packed.order.size
+    return made.run().view(TYPES[kind])
 
 
 def check(layer: Layer, rows: int, kind: int, device: int) -> None:

@@ -12,13 +12,11 @@ import pytest
 
 from mmcompile.formats import BLOCK_FORMATS, THRESHOLDS
 from mmcompile.quantize import element_table, quantize_blocks
-from tests.kernels.build import (
-    EMULATOR_DEFINES,
-    EMULATOR_SOURCES,
-    TESTING,
-    compile_shared_library,
-)
+from tests.kernels.build import EMULATOR_SOURCES, TESTING, compile_shared_library
 from tests.node_models import padded_to, words_first
+
+pytestmark = pytest.mark.slow
+
 
 FORMATS = list(BLOCK_FORMATS.values())
 TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -91,15 +89,8 @@ class Call(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL:
-    built = ctypes.CDLL(
-        str(
-            compile_shared_library(
-                "quantize_test",
-                [TESTING / "quantize_test.cpp", *EMULATOR_SOURCES],
-                defines=EMULATOR_DEFINES,
-            )
-        )
-    )
+    sources = [TESTING / "quantize_test.cpp", *EMULATOR_SOURCES]
+    built = ctypes.CDLL(str(compile_shared_library("quantize_test", sources)))
     built.quantize_test_staged_bytes.restype = ctypes.c_int64
     built.quantize_test_reciprocal.restype = ctypes.c_float
     built.quantize_test_reciprocal.argtypes = [ctypes.c_float]

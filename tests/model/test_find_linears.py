@@ -521,6 +521,7 @@ COUNTS["gpt2"] = (8, 1, 4)
 """Linears, heads and products of attention of the small models: two layers each."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_every_product_of_a_real_model_is_accounted_for_once(name, exported, tmp_path):
     prepared = prepare(exported(name), tmp_path, heads=False)

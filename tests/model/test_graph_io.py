@@ -17,6 +17,7 @@ from mmcompile.errors import EnvironmentProblem, MMCompileError, UnsupportedMode
 from mmcompile.model.source import load_model
 from mmcompile.model.writer import ModelWriter
 from mmcompile.output import DATA_FILE, MODEL_FILE
+from tests.running import run
 
 CHANNELS = 48
 STORED_TYPES = [
@@ -64,11 +65,6 @@ def tensor_of(elem_type, elements):
     if elem_type == TensorProto.BOOL:
         data = bytes(byte & 1 for byte in data)
     return TensorProto(name="t", data_type=elem_type, dims=[2, elements // 2], raw_data=data)
-
-
-def run_onnx(path, feed):
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(None, feed)[0]
 
 
 @pytest.mark.parametrize("form", ["embedded", "external"])
@@ -201,7 +197,7 @@ def test_onnxruntime_runs_the_skeleton_of_an_embedded_model(tmp_path):
     options.add_session_config_entry(key, str(source.folder))
     session = onnxruntime.InferenceSession(source.proto.SerializeToString(), options)
     feed = {"x": np.eye(CHANNELS, dtype=np.float32)}
-    np.testing.assert_array_equal(session.run(None, feed)[0], run_onnx(path, feed))
+    np.testing.assert_array_equal(session.run(None, feed)[0], run(path, feed)[0])
 
 
 def test_a_linked_model_is_read_where_it_lies(tmp_path):
@@ -337,7 +333,7 @@ def test_a_written_model_runs_with_new_weights(tmp_path):
     new = 2 * source.weights.read("w1")
     written = write(source, tmp_path / "out", w1=new)
     feed = {"x": np.eye(CHANNELS, dtype=np.float32)}
-    np.testing.assert_allclose(run_onnx(written, feed), 2 * run_onnx(path, feed), rtol=1e-6)
+    np.testing.assert_allclose(run(written, feed)[0], 2 * run(path, feed)[0], rtol=1e-6)
     assert written == tmp_path / "out" / MODEL_FILE
     onnx.checker.check_model(written)
     again = load_model(written)

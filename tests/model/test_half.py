@@ -7,8 +7,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmcompile.errors import UnsupportedModelError
 from mmcompile.model.passes.infer_types import tensor_types
-from tests.model.baselines.making import make, run, run_bfloat16
+from tests.model.baselines.making import make, run_bfloat16
 from tests.models import K, N, model_of, subgraph, weight
+from tests.running import run
 
 
 def node(op_type, inputs, output, **attributes):

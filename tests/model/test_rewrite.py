@@ -17,8 +17,9 @@ from mmcompile.verification.compiled import compiled_nodes, read_nodes
 from mmcompile.verification.nodes import node_excess
 from tests import models
 from tests import node_models as nm
-from tests.compiling import compiled, mixed, prepare, run, uniform
+from tests.compiling import compiled, mixed, prepare, uniform
 from tests.models import LINEAR_MODELS, SMALL_MODELS, K, N, feeds, weight
+from tests.running import run
 
 node = helper.make_node
 
@@ -531,6 +532,7 @@ def token_feeds(proto, batch, length, seed=0):
     return feed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_real_model_runs_compiled_at_any_size(name, small):
     prepared, result = small(name)
@@ -549,6 +551,7 @@ def test_real_model_runs_compiled_at_any_size(name, small):
         assert 1e-3 < distance < 0.7  # quantized to few bits, yet the same function
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_real_model_has_the_operands_of_the_specification(name, small):
     """Of every node: the operands inside the inlined function, from the tensors it reads."""
@@ -585,6 +588,7 @@ def test_real_model_has_the_operands_of_the_specification(name, small):
         np.testing.assert_array_equal(values[wanted["dequantized_weight"][index]].T, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_every_node_of_a_real_model_is_within_the_bound(name, small):
     _, result = small(name)

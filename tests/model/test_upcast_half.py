@@ -8,8 +8,8 @@ from mmcompile.model.passes.upcast_half import upcast_half, uses_bfloat16
 from mmcompile.model.session import open_session
 from mmcompile.model.source import load_model
 from tests import models
-from tests.compiling import run
 from tests.models import K, N, weight
+from tests.running import run
 
 BF16, F32 = TensorProto.BFLOAT16, TensorProto.FLOAT
 node = helper.make_node

@@ -31,11 +31,8 @@ EARLIER = {"model.onnx": b"an earlier model", "model.onnx.data": b"its weights"}
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    place = Workplace(tmp_path)
+def work(home):
+    place = Workplace(home)
     place.out.mkdir()
     for name, data in EARLIER.items():
         (place.out / name).write_bytes(data)
@@ -390,6 +387,7 @@ def test_an_output_that_may_not_be_written(work):
         work.out.chmod(0o700)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 4096, 8000])
 def test_a_disk_that_is_full(work, limit):
     """A limit on the size of files stands for the disk: the write fails in the same way."""
@@ -456,6 +454,7 @@ STAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "number"),
     [*((stage, signal.SIGINT) for stage in STAGES), ("packing", signal.SIGTERM)],
@@ -501,6 +500,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
 def test_a_signal_at_any_time(work, share):
     """Wherever the signal arrives, the folder holds the earlier files or the new ones.
@@ -539,6 +539,7 @@ def test_a_fixed_model_with_too_little_data_in_a_batch(work):
     refused(work, result, 2, "data.npz")
 
 
+@pytest.mark.slow
 def test_models_that_are_deep(work):
     """Long chains must not exhaust a recursion."""
     nodes = [helper.make_node("Relu", ["x"], ["t0"], name="r")]

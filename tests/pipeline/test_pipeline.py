@@ -7,7 +7,6 @@ import ml_dtypes
 import msgspec
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
 import mmcompile
@@ -27,25 +26,17 @@ from mmcompile.policy.registry import POLICIES, make_policy
 from mmcompile.report.model import load_report
 from mmcompile.targets.names import parse_target
 from tests.models import feeds, linear_model
+from tests.running import cosine, run
 from tests.workplace import (
     BUNDLE,
     CHANNELS,
     HIDDEN,
     LIBRARY,
     OUT,
-    Workplace,
     call,
     samples,
     two_layers,
 )
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return Workplace(tmp_path)
 
 
 @pytest.fixture
@@ -59,16 +50,6 @@ def calibrations(monkeypatch):
 
     monkeypatch.setattr("mmcompile.pipeline.evidence.collect", counted)
     return runs
-
-
-def answers(path, feed):
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, feed)
-
-
-def cosine(a, b):
-    a, b = (np.asarray(v, np.float64).ravel() for v in (a, b))
-    return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
 # The Python API
@@ -90,7 +71,7 @@ def test_compile_model_in_python(work):
     assert result.report == load_report(work.out / "report.json")
     assert result.report.target.name == "sm_120"
     feed = {"x": samples(1, seed=9)}
-    (before,), (after,) = answers(work.model, feed), answers(result.model, feed)
+    (before,), (after,) = run(work.model, feed), run(result.model, feed)
     assert (after.shape, after.dtype) == (before.shape, before.dtype)
     assert 0.98 < cosine(before, after) < 1
 
@@ -100,11 +81,10 @@ def test_compile_model_accepts_a_path_as_text(work):
     assert mmcompile.compile(str(work.model), options).model.exists()
 
 
-def test_what_the_report_says_of_a_run(work):
-    work.compile()
-    report = load_report(work.out / "report.json")
-    assert report.model.bytes_before == work.model.stat().st_size
-    written = sum((work.out / f).stat().st_size for f in ("model.onnx", "model.onnx.data"))
+def test_what_the_report_says_of_a_run(compiled):
+    report = load_report(compiled.out / "report.json")
+    assert report.model.bytes_before == compiled.model.stat().st_size
+    written = sum((compiled.out / f).stat().st_size for f in ("model.onnx", "model.onnx.data"))
     assert report.model.bytes_after == written
     assert not report.model.estimated
     assert report.model.parameters == CHANNELS * HIDDEN + HIDDEN + HIDDEN * OUT
@@ -148,19 +128,17 @@ def test_a_plan_gives_the_same_bytes(work):
     assert "no inputs were given" in report.verification.note
 
 
-def test_a_plan_may_be_replaced_where_it_lies(work):
-    work.compile()
-    before = work.contents()
-    assert call(work.model, "--plan", "out/plan.json", "--no-html", "-o", "out").code == 0
-    after = work.contents()
+def test_a_plan_may_be_replaced_where_it_lies(compiled):
+    before = compiled.contents()
+    assert call(compiled.model, "--plan", "out/plan.json", "--no-html", "-o", "out").code == 0
+    after = compiled.contents()
     assert after["plan.json"] == before["plan.json"]
     assert after["model.onnx.data"] == before["model.onnx.data"]
 
 
-def test_a_plan_can_be_verified_with_data(work):
-    work.compile()
-    options = ["--plan", "out/plan.json", "--no-html", "--verify-data", work.data, "-o", "again"]
-    assert call(work.model, *options, "--fail-below", "0.9").code == 0
+def test_a_plan_can_be_verified_with_data(compiled):
+    options = ["--plan", "out/plan.json", "--no-html", "--verify-data", compiled.data]
+    assert call(compiled.model, *options, "-o", "again", "--fail-below", "0.9").code == 0
     assert load_report(Path("again/report.json")).verification.samples == 8
 
 
@@ -197,29 +175,27 @@ def test_an_edited_plan_is_honoured(work):
     assert report.layers[0].segments[1].weight_format == "mxfp8"
 
 
-def test_parameters_of_an_edited_plan_are_for_people(work):
-    work.compile()
+def test_parameters_of_an_edited_plan_are_for_people(compiled):
     edited = edit(
-        work.out / "plan.json",
+        compiled.out / "plan.json",
         lambda plan: msgspec.structs.replace(plan, parameters={"granularity": "odd"}),
     )
-    assert call(work.model, "--plan", edited, "-o", "again", "--no-html").code == 0
+    assert call(compiled.model, "--plan", edited, "-o", "again", "--no-html").code == 0
 
 
-def test_groups_that_a_plan_leaves_out_are_left_alone(work):
-    work.compile()
+def test_groups_that_a_plan_leaves_out_are_left_alone(compiled):
     edited = edit(
-        work.out / "plan.json", lambda plan: msgspec.structs.replace(plan, groups=plan.groups[1:])
+        compiled.out / "plan.json",
+        lambda plan: msgspec.structs.replace(plan, groups=plan.groups[1:]),
     )
-    assert call(work.model, "--plan", edited, "-o", "again", "--no-html").code == 0
+    assert call(compiled.model, "--plan", edited, "-o", "again", "--no-html").code == 0
     report = load_report(Path("again/report.json"))
     assert [layer.name for layer in report.layers] == ["second"]
     assert [(e.node, e.code) for e in report.left_alone] == [("first", "not-planned")]
 
 
 @pytest.mark.parametrize("names", [("other", "second"), ("first", "second")])
-def test_the_plan_of_another_model_is_refused(work, names):
-    work.compile()
+def test_the_plan_of_another_model_is_refused(compiled, names):
     other = two_layers(names=names)
     if names == ("first", "second"):
         dims = other.graph.initializer[2].dims
@@ -418,6 +394,7 @@ def test_a_damaged_cache_entry_is_made_anew(work, calibrations, damage):
         assert cached(work)
 
 
+@pytest.mark.slow
 def test_no_byte_of_a_cache_entry_can_do_harm(work, calibrations):
     work.compile()
     first = json.loads(work.contents()["plan.json"])
@@ -487,11 +464,10 @@ def test_a_dry_run_writes_nothing_and_knows_the_size(work):
     )
 
 
-def test_a_dry_run_keeps_earlier_output(work):
-    work.compile()
-    before = work.contents()
-    assert call(*work.arguments("--dry-run", "--policy", "mxfp8")).code == 0
-    assert work.contents() == before
+def test_a_dry_run_keeps_earlier_output(compiled):
+    before = compiled.contents()
+    assert call(*compiled.arguments("--dry-run", "--policy", "mxfp8")).code == 0
+    assert compiled.contents() == before
 
 
 def test_a_dry_run_without_data_gives_bounds(work):
@@ -695,13 +671,12 @@ def test_a_demand_that_cannot_be_checked_is_refused(work, options, reason):
     assert not work.out.exists()
 
 
-def test_samples_are_held_back_from_calibration(work):
-    work.compile()
+def test_samples_are_held_back_from_calibration(compiled):
     values = samples()
     seen = np.delete(values, [4, 9], axis=0)
     np.savez("seen.npz", x=seen)
-    call("calibrate", work.model, "--calib", "seen.npz", "--granularity", "32")
-    assert load_plan(Path("plan.json")).groups == load_plan(work.out / "plan.json").groups
+    call("calibrate", compiled.model, "--calib", "seen.npz", "--granularity", "32")
+    assert load_plan(Path("plan.json")).groups == load_plan(compiled.out / "plan.json").groups
 
 
 def test_too_few_samples_are_used_twice_and_the_report_says_so(work):
@@ -741,9 +716,7 @@ def test_float16_end_to_end(work):
     model = onnx.load(work.out / "model.onnx", load_external_data=False)
     kinds = {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
     assert kinds == {onnx.TensorProto.FLOAT16}
-    assert (
-        answers(work.out / "model.onnx", {"x": samples(1, dtype=np.float16)})[0].dtype == np.float16
-    )
+    assert run(work.out / "model.onnx", {"x": samples(1, dtype=np.float16)})[0].dtype == np.float16
 
 
 def test_bfloat16_end_to_end(work):
@@ -793,7 +766,7 @@ def test_hand_made_models(work, name):
     )
     result = mmcompile.compile(work.model, options)
     assert len(result.plan.groups) == 1
-    for before, after in zip(answers(work.model, feed), answers(result.model, feed), strict=True):
+    for before, after in zip(run(work.model, feed), run(result.model, feed), strict=True):
         assert cosine(before, after) > 0.99
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.plugin import building
 
+pytestmark = pytest.mark.slow
+
 # In every plugin library, and in those whose kernels write down their arguments.
 CASES = ["identity", "broken-fields", "unaligned-fields", "round-trip", "formats", "shapes"]
 RECORDING_CASES = ["building", "refused-shapes", "running", "tactics", "threads"]

@@ -15,6 +15,8 @@ import pytest
 from mmcompile import ops
 from tests.plugin import building
 
+pytestmark = pytest.mark.slow
+
 # The ONNX parser and TensorRT keep these two themselves (plugins/trt/fields.h).
 NOT_FIELDS = {"plugin_version", "plugin_namespace"}
 FIELD_TYPES = {"INT": "INT32", "INTS": "INT32", "FLOAT": "FLOAT32", "FLOATS": "FLOAT32"}

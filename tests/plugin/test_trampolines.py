@@ -17,6 +17,8 @@ import pytest
 
 from tests.plugin import building
 
+pytestmark = pytest.mark.slow
+
 
 def tensor(i: int, dtype: int) -> list[Any]:
     """The driver's tensor number i as Python sees it: dimensions, type, scale."""

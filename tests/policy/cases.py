@@ -5,6 +5,7 @@ import numpy as np
 from mmcompile.calib.gradient_rows import GradientSamples, GroupRows
 from mmcompile.calib.instrument import watched_tensor
 from mmcompile.calib.stats import ActivationStats, TensorStats
+from mmcompile.policy.cost import CostPolicy
 from mmcompile.policy.protocol import Evidence
 from mmcompile.targets.names import parse_target
 from tests import models
@@ -77,3 +78,8 @@ class Case:
             weight = site.read_weight(self.source)
             parts.append(weight.T if site.channels_first else weight)
         return np.concatenate(parts)
+
+
+def planned(case, **options):
+    """The plan of the policy `cost`, in runs of 32 channels unless told otherwise."""
+    return CostPolicy(**{"granularity": 32} | options).plan(case.evidence())

@@ -25,11 +25,7 @@ from mmcompile.policy.registry import make_policy
 from mmcompile.targets.target import Objective
 from mmcompile.weights.pack import pack_group
 from tests import models
-from tests.policy.cases import Case, stats_of
-
-
-def planned(case, **options):
-    return CostPolicy(granularity=32, **options).plan(case.evidence())
+from tests.policy.cases import Case, planned, stats_of
 
 
 def block_damage(case, index, plan):

@@ -31,15 +31,10 @@ from mmcompile.policy.registry import make_policy
 from mmcompile.targets.target import FormatPair, Objective
 from tests import models
 from tests.compiling import prepare
-from tests.policy.cases import SM120, Case, evidence_of
+from tests.policy.cases import SM120, Case, evidence_of, planned
 from tests.workplace import two_layers
 
 MXFP8 = FormatPair("mxfp8", "mxfp8")
-
-
-def planned(case, **options):
-    options = {"granularity": 32} | options
-    return CostPolicy(**options).plan(case.evidence())
 
 
 def chosen(prepared, damage, pairs, budget):

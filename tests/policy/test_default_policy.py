@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import onnx
 import pytest
 from onnx import helper
@@ -21,13 +20,8 @@ WITHOUT_RULE = "Asinh"
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    place = Workplace(tmp_path)
-    np.savez(place.data, x=samples(80))  # 640 tokens, 512 of them to calibrate with
-    return place
+def work(home):
+    return Workplace(home, samples(80))  # 640 tokens, 512 of them to calibrate with
 
 
 @pytest.fixture

@@ -3,19 +3,12 @@
 import json
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from mmcompile.pipeline import evidence
 from mmcompile.policy.budget import CLASSES
-from tests.workplace import Workplace, call, samples
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return Workplace(tmp_path)
+from tests.running import run
+from tests.workplace import call, samples
 
 
 @pytest.fixture
@@ -41,18 +34,14 @@ def plan_of(work):
 
 def error(work, x):
     """Mean relative squared error of the compiled model."""
-    exact, actual = (
-        ort.InferenceSession(str(path)).run(None, {"x": x})[0]
-        for path in (work.model, work.out / "model.onnx")
-    )
+    exact, actual = (run(path, {"x": x})[0] for path in (work.model, work.out / "model.onnx"))
     return float(np.square(actual - exact).mean() / np.square(exact).mean())
 
 
 def cosine(work, x):
     """Mean cosine similarity of the compiled model's output, sample by sample."""
     exact, actual = (
-        ort.InferenceSession(str(path)).run(None, {"x": x})[0].reshape(len(x), -1)
-        for path in (work.model, work.out / "model.onnx")
+        run(path, {"x": x})[0].reshape(len(x), -1) for path in (work.model, work.out / "model.onnx")
     )
     lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(actual, axis=1)
     return float(((exact * actual).sum(axis=1) / lengths).mean())
@@ -88,6 +77,7 @@ def test_better_than_micromix_at_its_cost(work):
     assert error(work, x) < theirs
 
 
+@pytest.mark.slow
 def test_the_smallest_budget_within_an_error(work):
     """The found budget keeps the error on calibration data; a smaller one does not."""
     budgets = {}

@@ -21,7 +21,7 @@ from mmcompile.backends.engines.precision import (
 )
 from mmcompile.errors import ExitCode, VerificationError
 from mmcompile.model.passes.baselines import write_baseline
-from mmcompile.model.passes.find_linears import Selection
+from mmcompile.model.selection import Selection
 from mmcompile.pipeline.prepare import prepare
 from tests.models import linear_model, weight
 from tests.rtx.building import build

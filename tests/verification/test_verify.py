@@ -24,8 +24,9 @@ from mmcompile.verification.outputs import LayerSpec, compare_layers, compare_ou
 from mmcompile.weights.pack import pack_group
 from tests import models
 from tests import node_models as nm
-from tests.compiling import compiled, mixed, prepare, run, uniform
+from tests.compiling import compiled, mixed, prepare, uniform
 from tests.models import K, N, model_of, weight
+from tests.running import run
 
 F32 = np.float32
 node = helper.make_node

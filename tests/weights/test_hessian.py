@@ -175,6 +175,7 @@ print(made - before, memory("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_a_hessian_and_its_factor_are_one_array():
     """No second array of K²; only strips, and panels of a block's columns."""

@@ -31,13 +31,8 @@ REASONS = {"no better on samples held back", ""}
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    place = Workplace(tmp_path)
-    np.savez(place.data, x=samples(80))  # 640 tokens, 512 of them to calibrate with
-    return place
+def work(home):
+    return Workplace(home, samples(80))  # 640 tokens, 512 of them to calibrate with
 
 
 @pytest.fixture
@@ -307,6 +302,7 @@ def test_unknown_words_are_mistakes_of_usage(work, more):
     assert work.compile(*more).code == ExitCode.USAGE
 
 
+@pytest.mark.slow
 def test_random_data_is_used_only_where_asked(work):
     assert work.compile("--policy", "cost", data="random").code == 0
     assert report_of(work).policy.weights_reason == "the calibration data is random"
@@ -332,6 +328,7 @@ def test_a_dry_run_samples_nothing_and_says_what_would_be(work, temporary, monke
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.slow
 def test_the_largest_error_is_measured_with_feedback(work, temporary, monkeypatch):
     runs = []
     monkeypatch.setattr(
@@ -368,9 +365,9 @@ def test_files_are_gone_after_a_failure(work, temporary, monkeypatch, error):
     assert not work.out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_small_language_models(name, exported, tmp_path, temporary, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
+def test_small_language_models(name, exported, home, temporary):
     random = np.random.default_rng(0)
 
     def feed(length):
@@ -381,7 +378,7 @@ def test_small_language_models(name, exported, tmp_path, temporary, monkeypatch)
 
     feeds = [feed(int(length)) for length in random.integers(12, 25, 40)]
     options = CompileOptions(
-        output=tmp_path / "out",
+        output=home / "out",
         data=DataOptions(calibration=feeds),
         policy=CostPolicy(),
         weights=Weights.GPTQ,
@@ -393,7 +390,7 @@ def test_small_language_models(name, exported, tmp_path, temporary, monkeypatch)
     result = mmcompile.compile(model, options)
     assert result.report.verification.passed
     assert set(temporary.iterdir()) == before
-    assert load_plan(tmp_path / "out" / "plan.json") == result.plan
+    assert load_plan(home / "out" / "plan.json") == result.plan
     report = result.report
     assert (report.policy.weights, report.policy.weights_reason) == ("gptq", "asked for")
     for layer in report.layers:

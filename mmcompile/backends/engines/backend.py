@@ -13,7 +13,7 @@ from mmcompile.backends.engines.device import Device, read_device
 from mmcompile.backends.engines.diagnosis import examine
 from mmcompile.backends.engines.isolation import build_isolated, load_isolated
 from mmcompile.backends.engines.meta import BundleMeta, EngineMeta
-from mmcompile.backends.engines.plugin import plugin_creator
+from mmcompile.backends.engines.plugin import PluginLibrary, plugin_creator
 from mmcompile.backends.engines.product import Product
 from mmcompile.backends.engines.running import EngineRunner
 from mmcompile.backends.engines.timing import LoadedEngine
@@ -58,6 +58,11 @@ class EngineBackend:
     def triton(self) -> bool:
         """Whether the Triton server runs its engines."""
         return self.product.triton
+
+    @property
+    def ahead_of_time(self) -> bool:
+        """Whether it builds for a GPU that is not here."""
+        return self.product.ahead_of_time
 
     def missing(self, target: str) -> EnvironmentProblem | None:
         """Why no engine can be built here: the GPU, the package or its release."""
@@ -154,15 +159,15 @@ class EngineBackend:
         """Whether the package is here, and whether its registry takes the plugin."""
         return examine(self.product)
 
-    def timed(self, plan: bytes, library: Path | None, machine: Machine) -> LoadedEngine:
+    def timed(self, plan: bytes, plugin: PluginLibrary | None, machine: Machine) -> LoadedEngine:
         """An engine for timing.
 
         Raises:
             EnvironmentProblem: it is refused.
         """
         tensorrt = trt.load(self.product)
-        if library is not None:
-            trt.load_plugin(tensorrt, library, plugin_creator())
+        if plugin is not None:
+            trt.load_plugin(tensorrt, plugin.path, plugin.creator)
         return LoadedEngine(tensorrt, plan, machine)
 
     def _device(self, target: str) -> Device | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from mmcompile.backends.engines.meta import FileMeta, PluginMeta
@@ -11,6 +12,19 @@ from mmcompile.libraries import MISSING, PLUGIN, remedy
 
 LIBRARY = PLUGIN.file
 _ELF = b"\x7fELF"
+
+
+@dataclass(frozen=True)
+class PluginLibrary:
+    """A library, and the plugin that an engine asks of it.
+
+    Attributes:
+        path: the library.
+        creator: name, version and namespace by which TensorRT's registry knows the plugin.
+    """
+
+    path: Path
+    creator: tuple[str, str, str]
 
 
 def find_plugin(folder: Path | None = None) -> Path:

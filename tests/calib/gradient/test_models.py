@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from mmcompile.calib.gradient import differentiate
-from mmcompile.errors import EnvironmentProblem
 from mmcompile.model.session import open_session
 from tests.compiling import prepare
 from tests.models import SMALL_MODELS, SMALL_VOCABULARY, small_model
+
+pytestmark = pytest.mark.slow
 
 torch = pytest.importorskip("torch", reason="the oracle is torch's autograd")
 
@@ -86,20 +87,14 @@ def test_small_models(exported, name, tmp_path):
     check(prepared, small_model(name), inputs, weights)
 
 
-def test_minilm(tmp_path):
-    from examples.minilm.prepare import PACKAGE, model_folder
-
-    try:
-        folder = model_folder()
-    except EnvironmentProblem:
-        pytest.skip(f"the package {PACKAGE} is not installed")
+def test_minilm(exported, tmp_path):
+    prepared = prepare(exported("minilm"), tmp_path)
     from transformers import AutoModel
 
-    from mmcompile.exporting import export_model
+    from examples.minilm.prepare import model_folder
 
-    prepared = prepare(export_model(str(folder), tmp_path / "model.onnx"), tmp_path)
     model = AutoModel.from_pretrained(
-        folder, local_files_only=True, attn_implementation="eager"
+        model_folder(), local_files_only=True, attn_implementation="eager"
     ).eval()
     inputs = inputs_of(prepared.source.proto, (2, 24), 30000)
     weights = np.random.default_rng(1).standard_normal((2, 24, 384)).astype(np.float32)

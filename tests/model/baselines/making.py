@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from mmcompile.model.passes.baselines import BaselineResult, write_baseline
 from mmcompile.model.session import open_session
 from tests.compiling import Prepared, prepare
+from tests.running import run
 
 
 def make(
@@ -45,14 +45,6 @@ def make_from(
         folder,
         **options,  # type: ignore[arg-type]
     )
-
-
-def run(path: Path, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Outputs of a model with ONNX Runtime's own optimizations, as users run it."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    providers = ["CPUExecutionProvider"]
-    return ort.InferenceSession(str(path), options, providers=providers).run(None, dict(feed))
 
 
 def run_bfloat16(path: Path, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -90,9 +82,3 @@ def largest(prepared: Prepared, feed: Mapping[str, np.ndarray]) -> dict[str, flo
     values = open_session(model, prepared.source.folder).run(inside, dict(feed)) if inside else []
     found = dict(zip(inside, values, strict=True)) | {n: feed[n] for n in names if n in feed}
     return {name: float(np.abs(value).max()) for name, value in found.items()}
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Cosine similarity of two tensors."""
-    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
-    return float(x @ y / np.sqrt((x @ x) * (y @ y)))

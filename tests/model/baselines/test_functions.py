@@ -3,7 +3,6 @@
 import ml_dtypes
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
@@ -16,6 +15,7 @@ from mmcompile.model.passes.baselines.functions import (
     TRT,
     function_protos,
 )
+from tests import running
 from tests.model.baselines import oracle
 
 E4M3 = TensorProto.FLOAT8E4M3FN
@@ -33,7 +33,7 @@ def session_of(kind, nodes, inputs, outputs, opset):
         graph, opset_imports=imports, functions=function_protos(kind, opset), ir_version=11
     )
     onnx.checker.check_model(model, full_check=True)
-    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return running.session_of(model)
 
 
 def numbers(block):

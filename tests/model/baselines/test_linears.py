@@ -9,8 +9,9 @@ from mmcompile.errors import UnsupportedModelError, UsageError
 from mmcompile.model.passes.baselines import KINDS
 from tests.compiling import prepare
 from tests.model.baselines import oracle
-from tests.model.baselines.making import make, make_from, run, run_bfloat16
+from tests.model.baselines.making import make, make_from, run_bfloat16
 from tests.models import LINEAR_MODELS, K, N, gemm, matmul, model_of, shared_input, weight
+from tests.running import run
 
 QUANTIZED = [kind for kind in KINDS if kind != "fp16"]
 

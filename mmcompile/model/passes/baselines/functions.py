@@ -25,6 +25,7 @@ import onnx.parser
 from onnx import helper
 
 from mmcompile.formats import E2M1
+from mmcompile.model.passes.baselines.kinds import MXFP8, NVFP4
 from mmcompile.model.passes.pending import small
 from mmcompile.quantize import E8M0_SCALES, element_table
 
@@ -208,7 +209,7 @@ _FP4_UNPACK = """
 
 _QUANTIZE = "(x) => (y, y_scale)"
 _FUNCTIONS = {
-    "mxfp8": (
+    MXFP8.name: (
         (TRT, MXFP8_QUANTIZE, f"<axis, block_size, output_dtype> {_QUANTIZE}", _MXFP8_QUANTIZE),
         (
             TRT,
@@ -217,7 +218,7 @@ _FUNCTIONS = {
             _MXFP8_DEQUANTIZE,
         ),
     ),
-    "nvfp4": (
+    NVFP4.name: (
         (
             TRT,
             FP4_QUANTIZE,

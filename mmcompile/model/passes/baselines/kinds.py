@@ -41,15 +41,11 @@ class Kind:
         return self.weight_bits < 16
 
 
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("fp16", "FP16", 15, 8, 0, weight_bits=16, tensorrt="10.13", needs_data=False),
-        Kind("fp8", "FP8", 21, 10, 0, weight_bits=8, tensorrt="10.13", needs_data=True),
-        Kind("mxfp8", "MXFP8", 19, 9, 32, weight_bits=8.25, tensorrt="10.13", needs_data=False),
-        Kind("nvfp4", "NVFP4", 23, 11, 16, weight_bits=4.5, tensorrt="11.0", needs_data=True),
-    )
-}
+FP16 = Kind("fp16", "FP16", 15, 8, 0, weight_bits=16, tensorrt="10.13", needs_data=False)
+FP8 = Kind("fp8", "FP8", 21, 10, 0, weight_bits=8, tensorrt="10.13", needs_data=True)
+MXFP8 = Kind("mxfp8", "MXFP8", 19, 9, 32, weight_bits=8.25, tensorrt="10.13", needs_data=False)
+NVFP4 = Kind("nvfp4", "NVFP4", 23, 11, 16, weight_bits=4.5, tensorrt="11.0", needs_data=True)
+KINDS = {kind.name: kind for kind in (FP16, FP8, MXFP8, NVFP4)}
 """All baselines by name."""
 
 

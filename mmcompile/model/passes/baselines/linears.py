@@ -25,7 +25,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from mmcompile.errors import UsageError
-from mmcompile.model.passes.baselines.kinds import Kind
+from mmcompile.model.passes.baselines.kinds import FP8, Kind
 from mmcompile.model.passes.baselines.operands import ZERO_POINT, Added, Operands
 from mmcompile.model.passes.pending import Pending
 from mmcompile.model.sites import SiteGroup
@@ -96,7 +96,7 @@ def quantize_linears(
         operands = Operands(group, nodes, half.source, half.pending, added, per_channel)
         operands.quantize(kind, _seen(group, amax))
         done.extend(site.node for site in group.sites)
-    if kind.name == "fp8" and done:
+    if kind is FP8 and done:
         zero = helper.make_tensor(ZERO_POINT, TensorProto.FLOAT8E4M3FN, [], b"\0", raw=True)
         added.initializers.append(zero)
     _insert(model.graph, added)

@@ -16,7 +16,7 @@ from mmcompile.model.passes.baselines.functions import (
     MXFP8_QUANTIZE,
     TRT,
 )
-from mmcompile.model.passes.baselines.kinds import Kind
+from mmcompile.model.passes.baselines.kinds import FP8, MXFP8, NVFP4, Kind
 from mmcompile.model.passes.baselines.weights import (
     Bytes,
     SiteWeight,
@@ -69,11 +69,15 @@ class Operands:
         x = self._nodes[0].input[0]
         if kind.block and self._group.transpose_input:
             x = self._node("Transpose", [x], "x.transposed", perm=[1, 0])
-        inputs = {"fp8": self._fp8_input, "mxfp8": self._mxfp8_input, "nvfp4": self._nvfp4_input}
+        inputs = {
+            FP8.name: self._fp8_input,
+            MXFP8.name: self._mxfp8_input,
+            NVFP4.name: self._nvfp4_input,
+        }
         weights = {
-            "fp8": self._fp8_weight,
-            "mxfp8": self._mxfp8_weight,
-            "nvfp4": self._nvfp4_weight,
+            FP8.name: self._fp8_weight,
+            MXFP8.name: self._mxfp8_weight,
+            NVFP4.name: self._nvfp4_weight,
         }
         quantized = inputs[kind.name](x, seen)
         for site, node in zip(self._group.sites, self._nodes, strict=True):

@@ -1,11 +1,13 @@
-"""Policies on a model with the activation outliers of large ones: error at the same cost.
+"""With injected outliers, MiniLM at cost 1.25: `cost` .0146, MicroMix .0349, NVFP4 alone .0977 (docs/measurements/policy.md, "Outliers injected").
 
-    python -m benchmarks.injected [--seeds 2] [--markdown]
+Policies on a model with the activation outliers of large ones: error at the same cost.
 
-MiniLM with outliers injected (`benchmarks.outliers`: the same function), once per seed: uniform
+    python -m research.injected [--seeds 2] [--markdown]
+
+MiniLM with outliers injected (outliers.py: the same function), once per seed: uniform
 formats, MicroMix with its thresholds swept to a tensor-core cost of 1.25, the same with E2M3 in
-place of E3M2, and the policy `cost` at 1, 1.25 and 2 (FP4 1, everything else 2). Texts and figures
-are those of `benchmarks.policy`; every seed is planned and calibrated anew, and every plan measured
+place of E3M2, and the policy `cost` at 1, 1.25 and 2 (FP4 1, everything else 2). Texts and errors
+are those of benchmarks/subjects.py; every seed is planned and calibrated anew, and every plan measured
 with weights rounded to nearest and with error feedback (GPTQ).
 """
 
@@ -18,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks import models
-from benchmarks.measure import environment, show
-from benchmarks.outliers import Injection, inject
+from benchmarks.measure import environment
+from research.outliers import Injection, inject
 from benchmarks.plans import (
     MX_CLASSES,
     closest,
@@ -28,6 +30,7 @@ from benchmarks.plans import (
     with_e2m3,
 )
 from benchmarks.subjects import Subject, add_arguments, both_errors, minilm
+from benchmarks.tables import command_line, show
 from mmcompile.analysis.figures import speed_cost
 from mmcompile.plan import QuantPlan
 from mmcompile.policy.budget import CLASSES
@@ -52,7 +55,7 @@ class Figures:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     add_arguments(parser)
     parser.add_argument("--seeds", type=int, default=2, help="injections to average over")
     parser.add_argument("--share", type=float, default=Injection.share, help="of the channels")

@@ -1,4 +1,4 @@
-"""What results are compared with, and how a difference is told.
+"""What results of the kernels are compared with, and how a difference is told.
 
 A float64 product of the dequantized operands, and the bound of docs/spec.md, section 7, widened to
 what tensor cores do. They do not round every addition to nearest: an instruction aligns its
@@ -30,15 +30,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tests.gpu.number_types import (
-    F64,
-    LARGEST,
-    ROUNDOFF,
-    SMALLEST_HALF_STEP,
-    TYPE_NAMES,
-    BitArray,
-    widen,
-)
+from mmcompile.cuda.calls import Disagreement
+from mmcompile.cuda.number_types import F64, NUMBER_TYPES, BitArray, widen
 
 _PLACE = 2.0**-23
 _SMALLEST = 2.0**-149
@@ -54,65 +47,82 @@ class Reference:
     padded_channels: int
 
     def rows(self, chosen: npt.NDArray[np.intp]) -> Reference:
+        """Some of the rows."""
         return Reference(self.exact[chosen], self.magnitude[chosen], self.padded_channels)
 
 
-def reference(
-    act: F64, weight: F64, bias: F64 | None = None, residual: F64 | None = None
-) -> Reference:
-    """The float64 product; its own error is 2^-29 of the bound."""
+def reference(act: F64, weight: F64, *added: F64 | None) -> Reference:
+    """The float64 product and what is added to it; its own error is 2^-29 of the bound."""
     exact, magnitude = act @ weight.T, np.abs(act) @ np.abs(weight).T
-    for term in (bias, residual):
+    for term in added:
         if term is not None:
             exact, magnitude = exact + term, magnitude + np.abs(term)
     return Reference(exact, magnitude, act.shape[1])
 
 
-def assert_within_bound(bits: BitArray, y_type: int, wanted: Reference, context: str) -> None:
-    """y is within the bound; where the exact y is NaN, it is NaN."""
-    y = widen(bits, y_type).astype(np.float64)
+def within_bound(bits: BitArray, y_type: int, wanted: Reference) -> float:
+    """The largest error of y as a share of its bound; where the exact y is NaN, y is NaN.
+
+    Raises:
+        Disagreement: an error is larger than the bound.
+    """
+    kind = NUMBER_TYPES[y_type]
+    with np.errstate(invalid="ignore"):  # a signalling NaN is one that is found
+        y = widen(bits, y_type).astype(np.float64)
     steps = 19 * wanted.padded_channels // 16 + 32
     loss = steps * _PLACE / (1 - steps * _PLACE) * wanted.magnitude + steps * _SMALLEST
     reach = np.abs(wanted.exact) + loss
-    bound = loss + ROUNDOFF[y_type] * reach + SMALLEST_HALF_STEP[y_type]
-    nan = np.isnan(wanted.exact)
+    bound = loss + kind.roundoff * reach + kind.half_step
     with np.errstate(invalid="ignore"):
         # Beyond the largest number and half a step, infinity is the right rounding.
-        overflow = np.isinf(y) & (reach >= LARGEST[y_type]) & (np.sign(y) == np.sign(wanted.exact))
-        good = np.where(nan, np.isnan(y), (np.abs(y - wanted.exact) <= bound) | overflow)
-    if good.all():
-        return
-    row, channel = (int(i) for i in np.argwhere(~good)[0])
-    raise AssertionError(
-        f"{context}: {int((~good).sum())} of {good.size} values of y ({TYPE_NAMES[y_type]}) are "
-        f"beyond the bound; the first is y[{row}, {channel}] = {y[row, channel]!r}, exact "
-        f"{wanted.exact[row, channel]!r}, bound {bound[row, channel]:.3g}; "
-        f"rows {_span(np.flatnonzero(~good.all(axis=1)))}, "
-        f"channels {_span(np.flatnonzero(~good.all(axis=0)))}"
+        right = np.isinf(y) & (reach >= kind.largest) & (np.sign(y) == np.sign(wanted.exact))
+        right |= np.isnan(y) & np.isnan(wanted.exact)
+        share = np.where(right, 0.0, np.abs(y - wanted.exact) / bound)
+    share[np.isnan(share)] = np.inf
+    wrong = share > 1
+    worst = np.unravel_index(int(np.argmax(share)), share.shape)
+    if not wrong.any():
+        return float(share[worst])
+    row, channel = (int(i) for i in worst)
+    raise Disagreement(
+        f"{int(wrong.sum())} of {wrong.size} values of y ({kind.name}) are beyond the bound; the "
+        f"worst is y[{row}, {channel}] = {y[worst]:.9g}, exact {wanted.exact[worst]:.9g}, allowed "
+        f"± {bound[worst]:.3g}; rows {_span(np.flatnonzero(wrong.any(axis=1)))}, "
+        f"channels {_span(np.flatnonzero(wrong.any(axis=0)))}"
     )
 
 
-def assert_same_bits(
-    found: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic], context: str
+def same_bits(
+    found: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic], what: str = "values of y"
 ) -> None:
-    """Two arrays of codes, or of bits, are the same."""
-    assert found.shape == wanted.shape, f"{context}: shape {found.shape}, not {wanted.shape}"
+    """Two arrays of codes, or of bits, are the same.
+
+    Raises:
+        Disagreement: they are not, or their shapes are not.
+    """
+    if found.shape != wanted.shape:
+        raise Disagreement(f"{what} have the shape {found.shape}, not {wanted.shape}")
     wrong = np.argwhere(found != wanted)
     if len(wrong) == 0:
         return
     place = tuple(int(i) for i in wrong[0])
     spans = ", ".join(_span(np.unique(wrong[:, axis])) for axis in range(wrong.shape[1]))
-    raise AssertionError(
-        f"{context}: {len(wrong)} of {found.size} differ; the first at {place}: "
-        f"0x{int(found[place]):x}, not 0x{int(wanted[place]):x}; all in {spans}"
+    raise Disagreement(
+        f"{len(wrong)} of {found.size} {what} differ; the first at {place}: "
+        f"0x{int(found[place]):02x}, not 0x{int(wanted[place]):02x}; all in {spans}"
     )
 
 
-def assert_same_numbers(found: BitArray, wanted: BitArray, y_type: int, context: str) -> None:
-    """Bits are the same, but that all NaNs are one; zeros may differ in their sign."""
-    a, b = widen(found, y_type), widen(wanted, y_type)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    assert_same_bits(np.where(same, wanted, found), wanted, context)
+def same_numbers(found: BitArray, wanted: BitArray, y_type: int) -> None:
+    """Bits are the same, but that all NaNs are one; zeros may differ in their sign.
+
+    Raises:
+        Disagreement: they are not.
+    """
+    with np.errstate(invalid="ignore"):
+        a, b = widen(found, y_type), widen(wanted, y_type)
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+    same_bits(np.where(same, wanted, found), wanted)
 
 
 def _span(indices: npt.NDArray[np.intp]) -> str:

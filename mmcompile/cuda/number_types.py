@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,50 @@ F64 = npt.NDArray[np.float64]
 BitArray = npt.NDArray[Any]
 """uint32 of fp32, uint16 of the others."""
 
-TYPE_NAMES = {FLOAT32: "float32", FLOAT16: "float16", BFLOAT16: "bfloat16"}
-BITS_TYPE: dict[int, type[np.unsignedinteger[Any]]] = {
-    FLOAT32: np.uint32,
-    FLOAT16: np.uint16,
-    BFLOAT16: np.uint16,
+
+@dataclass(frozen=True)
+class NumberType:
+    """A type of x and y.
+
+    Attributes:
+        name: the short one.
+        bits: numpy's type of as many bits.
+        precision: significant bits, the hidden one too.
+        highest: exponent of the largest numbers; 1 - highest is that of the smallest normal ones.
+    """
+
+    name: str
+    bits: type[np.unsignedinteger[Any]]
+    precision: int
+    highest: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return np.dtype(self.bits).itemsize
+
+    @property
+    def roundoff(self) -> float:
+        """Largest relative error of rounding to nearest: half a unit in the last place of 1."""
+        return 2.0**-self.precision
+
+    @property
+    def half_step(self) -> float:
+        """Largest error of rounding a subnormal number."""
+        return 2.0 ** (1 - self.highest - self.precision)
+
+    @property
+    def largest(self) -> float:
+        """The largest finite number."""
+        return (2 - 2.0 ** (1 - self.precision)) * 2.0**self.highest
+
+
+NUMBER_TYPES = {
+    FLOAT32: NumberType("fp32", np.uint32, 24, 127),
+    FLOAT16: NumberType("fp16", np.uint16, 11, 15),
+    BFLOAT16: NumberType("bf16", np.uint16, 8, 127),
 }
-SIZE = {FLOAT32: 4, FLOAT16: 2, BFLOAT16: 2}
-ROUNDOFF = {FLOAT32: 2.0**-24, FLOAT16: 2.0**-11, BFLOAT16: 2.0**-8}
-"""Largest relative error of rounding to nearest, half a unit in the last place of 1."""
-SMALLEST_HALF_STEP = {FLOAT32: 2.0**-150, FLOAT16: 2.0**-25, BFLOAT16: 2.0**-134}
-"""Largest error of rounding a subnormal number."""
-LARGEST = {FLOAT32: (2 - 2.0**-23) * 2.0**127, FLOAT16: 65504.0, BFLOAT16: (2 - 2.0**-7) * 2.0**127}
+"""By `MmcType`."""
 
 
 def widen(bits: BitArray, number_type: int) -> F32:

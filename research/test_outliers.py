@@ -1,4 +1,4 @@
-"""Injected outliers: the same function, on the linears' path only, the same for the same seed."""
+"""Injected outliers keep the function, on the linears' path only; run by hand: `python -m pytest research`."""
 
 from collections import Counter
 
@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from benchmarks.outliers import (
+from tests.conftest import exported
+from research.outliers import (
     TOLERANCE,
     Injection,
     NormSearch,
@@ -136,7 +137,7 @@ def test_changed_function_is_refused(exported, tmp_path):
 def test_difference_is_the_condition(exported, tmp_path, monkeypatch):
     """A model that is not the same function is refused, one whose outputs are NaN, too."""
     for found in (2 * TOLERANCE, float("nan")):
-        monkeypatch.setattr("benchmarks.outliers.difference", lambda *_, found=found: found)
+        monkeypatch.setattr("research.outliers.difference", lambda *_, found=found: found)
         with pytest.raises(VerificationError, match="function-changed"):
             inject(exported("bert"), tmp_path, Injection())
 

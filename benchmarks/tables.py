@@ -1,12 +1,28 @@
-"""Tables of the kernels' benchmark: aligned columns on the terminal, Markdown in a file.
+"""The benchmarks' tables: aligned columns on the terminal, Markdown for docs/measurements.
 
 rich draws them where it is installed; a machine that lends a GPU may have nothing but torch.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+
+def command_line(doc: str) -> argparse.ArgumentParser:
+    """The command line of a benchmark: its first line as help, and `--markdown`."""
+    made = argparse.ArgumentParser(description=doc.splitlines()[0])
+    made.add_argument("--markdown", action="store_true", help="print the tables for docs")
+    return made
+
+
+def show(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool = False
+) -> None:
+    """Prints a table; see `FigureTable`."""
+    FigureTable(title, columns, [list(row) for row in rows]).show(markdown=markdown)
 
 
 @dataclass
@@ -18,9 +34,12 @@ class FigureTable:
     rows: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def show(self) -> None:
+    def show(self, *, markdown: bool = False) -> None:
         """Prints it."""
         print()
+        if markdown:
+            print(self.markdown(), flush=True)
+            return
         try:
             self._draw()
         except ImportError:
@@ -36,10 +55,10 @@ class FigureTable:
 
         table = Table(title=self.title, box=box.SIMPLE_HEAD, title_justify="left")
         for index, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if index else "left", no_wrap=True)
+            table.add_column(column, justify="right" if index else "left")
         for row in self.rows:
             table.add_row(*row)
-        Console(width=170).print(table)
+        (Console() if sys.stdout.isatty() else Console(width=170)).print(table)
 
     def _aligned(self) -> list[str]:
         lines = [list(self.columns), *self.rows]

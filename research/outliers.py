@@ -1,6 +1,8 @@
-"""Gives a model the activation outliers of large language models without changing its function.
+"""Outliers can be injected without changing the function: MiniLM's outputs stay within 4e-7 (docs/measurements/policy.md, "Outliers injected").
 
-    python -m benchmarks.outliers inject MODEL OUT [--share 0.015] [--scale 20..60] [--seed 0]
+Gives a model the activation outliers of large language models.
+
+    python -m research.outliers inject MODEL OUT [--share 0.015] [--scale 20..60] [--seed 0]
 
 Large models have a few channels whose activations, behind a norm, are tens of times larger than the
 others'; small models lack them. Here some channels of every norm-fed input of quantizable linears
