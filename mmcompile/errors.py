@@ -87,6 +87,6 @@ class EnvironmentProblem(MMCompileError):
 
 
 class VerificationError(MMCompileError):
-    """The compiled model answers further from the original than the user allows."""
+    """A result is not what it has to be, in its answers, its interface or its precision."""
 
     exit_code = ExitCode.VERIFICATION_FAILED

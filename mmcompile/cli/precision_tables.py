@@ -14,7 +14,7 @@ from mmcompile.cli.console import open_console
 from mmcompile.report.summary import bytes_text, count_text, plain_text
 from mmcompile.tables import Name, open_table
 
-_KINDS = {"attention": "attention, fused", "generated": "generated kernel"}
+_KINDS = {"attention": "attention, fused", "generated": "generated kernel", "absent": "not found"}
 
 
 def print_engine(report: EngineReport, verbose: bool) -> None:

@@ -136,6 +136,15 @@ def test_attention_is_of_one_type_where_all_its_operands_are():
     assert only(mixed).precision == "unknown"
 
 
+def test_only_kernels_of_attention_are_taken_for_it():
+    tensors = [tensor("q", "half"), tensor("y", "half")]
+    others = [
+        kernel("__myl_Cast_mha", ["q"], ["y"], ["mha/cast"]),
+        '  cast={ name="my_mha_gemm" output={"y" } input={"q" } layers="[ONNX Layer: mha]" }\n',
+    ]
+    assert read_plan_text(engine(program(tensors, others))).layers == ()
+
+
 def test_plugins_and_generated_kernels_stand_apart():
     plugin = (
         '  custom_layer={ name="fc" output={"y" "w" } input={"x" } tactic_id="fc_1_2"'

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -23,12 +24,9 @@ from mmcompile.model.passes.baselines import write_baseline
 from mmcompile.model.selection import Selection
 from mmcompile.pipeline.prepare import prepare
 from tests.models import linear_model, weight
-from tests.rtx.stock import build_stock, real_builder
+from tests.rtx.building import build
+from tests.rtx.stock import build_stock
 
-try:
-    real_builder()
-except ImportError as missing:
-    pytest.skip(f"no engine can be built: {missing}", allow_module_level=True)
 KINDS = ("fp16", "fp8", "mxfp8", "nvfp4")
 PRECISION = {"fp8": "FP8", "nvfp4": "NVFP4", "mxfp8": "MXFP8", "fp16": "FP16"}
 WIDENED = "FP16, dequantized from FP8"
@@ -102,7 +100,7 @@ def test_a_lost_precision_is_an_error_that_names_the_layers(engines):
     check = compare(expected, realized(plan))
     with pytest.raises(VerificationError) as caught:
         check_precision(check, "engine.plan", allow_fallback=False)
-    line = str(caught.value)
+    line = caught.value.on_command_line()
     assert caught.value.exit_code == ExitCode.VERIFICATION_FAILED
     assert "\n" not in line and "[precision-lost]" in line and "--allow-fallback" in line
     assert written.quantized[0] in line and f"MXFP8 became {WIDENED}" in line
@@ -227,3 +225,20 @@ def test_a_cut_engine_says_less_and_nothing_else(engines):
     for part in np.linspace(0, len(plan), 40).astype(int):
         read = realized(plan[:part]).layers
         assert {p for p in read if p.precision != "unknown"} <= whole
+
+
+def test_plugin_layers_tell_the_formats_of_the_plan(encoder, plugin, tmp_path):
+    """From the fields that the engine keeps, in every profile."""
+    built = build(plugin, encoder.path, tmp_path)
+    assert built.plan, built.log
+    expected = expected_by_graph(encoder.proto)
+    ours = [entry for entry in expected if entry.plugin]
+    found = realized(built.plan, "", expected)
+    assert lost(expected, found) == unverified(expected, found) == ()
+    told = {x.nodes[0]: x.precision for x in found.layers if x.kind == "plugin"}
+    assert told == {entry.node: entry.precision for entry in ours}
+    assert len(told) == len(encoder.plans) and all(told.values())
+    (first, *others) = ours
+    planted = [msgspec.structs.replace(first, precision="NVFP4 32"), *others]
+    (missing,) = lost(planted, found)
+    assert (missing.node, missing.realized) == (first.node, first.precision)

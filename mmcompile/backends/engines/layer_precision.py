@@ -11,7 +11,7 @@ UNKNOWN = "unknown"
 """Where a reader cannot tell; never a guess."""
 PLUGIN = "plugin"
 """Precision of a plugin layer whose formats the engine does not tell."""
-Kind = Literal["gemm", "convolution", "attention", "plugin", "generated"]
+Kind = Literal["gemm", "convolution", "attention", "plugin", "generated", "absent"]
 _BLOCK_SCALED = {("FP4", "FP8"): "NVFP4", ("FP4", "E8M0"): "MXFP4", ("FP8", "E8M0"): "MXFP8"}
 """Type of the elements and of the block scales, and what the pair is called."""
 
@@ -24,7 +24,7 @@ class LayerPrecision(msgspec.Struct, frozen=True):
         nodes: the ONNX nodes that it computes, its own first, then those folded into it.
         kind: `gemm`, `convolution`, `plugin`; `attention` is two products and a softmax in one
             kernel; `generated` is a kernel that TensorRT wrote for several nodes, which may
-            multiply without tensor cores.
+            multiply without tensor cores; `absent` a node that no layer names.
         x: type of the first operand as the product reads it, e.g. `FP8`.
         weight: type of the second.
         output: type of the result.

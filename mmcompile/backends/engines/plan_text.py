@@ -35,7 +35,7 @@ from mmcompile.backends.engines.layer_precision import (
 
 EngineBytes = bytes | bytearray | memoryview | mmap.mmap
 MAX_TEXT = 1 << 28
-"""Bytes of text that are read at most: an 8-billion-parameter decoder has about 4 MB."""
+"""Bytes of text that are read at most. MiniLM's MXFP8 engine, the wordiest, has 16 kB a linear."""
 MAX_PROGRAMS = 100_000
 TYPES = {
     "float": "FP32",
@@ -56,6 +56,8 @@ _OPERATIONS = {*_PRODUCTS, *_CALLS, "custom_layer", "cast", "mul", "copy"}
 _MOVES = {"cast", "mul", "copy"}
 _MOVING = {"Cast", "Mul", "Move", "Resh", "Repl", "Tran", "Conc", "Slic"}
 """Parts of a generated kernel's name that dequantize and rearrange; every other may compute."""
+_GENERATED = "__myl_"
+"""What the names of generated kernels begin with."""
 _STEPS = 16
 """Operations that are followed back from an operand at most."""
 
@@ -120,7 +122,7 @@ def read_plan_text(engine: EngineBytes) -> PlanText:
                 layers.setdefault(_product(program, operation, caller))
             elif operation.kind == "runtime_fusion":
                 calls.update(dict.fromkeys(operation.nodes, (program, operation)))
-            elif "mha" in operation.name or "gemm" in operation.name:
+            elif operation.kind == "function" and operation.is_attention:
                 layers.setdefault(_attention(program, operation))
             elif operation.kind == "function":
                 kernel = _kernel(program, operation, "generated")
@@ -179,22 +181,27 @@ class _Operation:
         return self.names("input", "input_args")
 
     @property
+    def is_attention(self) -> bool:
+        """Whether a kernel is one of TensorRT's own for attention, such as `_gemm_mha_v2`."""
+        return "mha" in self.name and not self.name.startswith(_GENERATED)
+
+    @property
     def moves_only(self) -> bool:
         """Whether it changes the type and the order of values at most, and their scale."""
         if self.kind in _CALLS:
-            pieces = _PIECE.findall(self.name.removeprefix("__myl_"))
+            pieces = _PIECE.findall(self.name.removeprefix(_GENERATED))
             return bool(pieces) and _MOVING.issuperset(pieces)
         return self.kind in _MOVES
 
 
 @dataclass(frozen=True)
 class _Program:
-    """A program: types and parts of its tensors, its operations, the names of its inputs."""
+    """A program: types and parts of its tensors, its operations, the places of its inputs."""
 
     types: Mapping[str, str]
     bases: Mapping[str, str]
     operations: tuple[_Operation, ...]
-    inputs: tuple[str, ...]
+    inputs: Mapping[str, int]
 
     @cached_property
     def makers(self) -> dict[str, _Operation]:
@@ -213,7 +220,7 @@ def _parse(text: str) -> _Program:
     types: dict[str, str] = {}
     bases: dict[str, str] = {}
     operations: list[_Operation] = []
-    inputs: tuple[str, ...] = ()
+    inputs: dict[str, int] = {}
     for match in _STATEMENT.finditer(text):
         kind, body = match.groups()
         if kind in ("tensor", "sub_tensor"):
@@ -227,7 +234,7 @@ def _parse(text: str) -> _Program:
         elif kind in _OPERATIONS:
             operations.append(_Operation(kind, body))
         elif kind == "inputs" and not inputs:
-            inputs = tuple(name[1:-1] for name in _STRING.findall(body))
+            inputs = {name[1:-1]: place for place, name in enumerate(_STRING.findall(body))}
     return _Program(types, bases, tuple(operations), inputs)
 
 
@@ -269,7 +276,7 @@ def _narrow_source(
             arguments = caller[1].inputs
             if len(arguments) != len(program.inputs):
                 continue
-            where, name = caller[0], arguments[program.inputs.index(name)]
+            where, name = caller[0], arguments[program.inputs[name]]
             name = where.bases.get(name, name)
         maker = where.makers.get(name)
         if maker is None or not maker.moves_only:

@@ -63,7 +63,7 @@ def realized(
     layers = _joined(told, written)
     known = {node for layer in layers for node in layer.nodes}
     layers += [
-        text.generated.get(node, LayerPrecision(node, (node,), "generated"))
+        text.generated.get(node, LayerPrecision(node, (node,), "absent"))
         for node in nodes
         if node not in known
     ]
