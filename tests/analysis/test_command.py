@@ -337,14 +337,16 @@ def test_refusals_are_one_line(work, options, code, where):
     assert not work.out.exists()
 
 
-def test_models_that_cannot_be_measured_are_refused(work):
-    onnx.save(typed("bf16"), work.model)
-    result = work.analyze("--quantize-heads")
-    assert (result.code, "[analysis-unmeasured]" in result.line()) == (2, True)
-    assert "bfloat16" in result.line()
+def test_models_without_layers_are_refused(work):
     onnx.save(typed("fp16"), work.model)
     np.savez(work.data, x=samples(2, dtype=np.float16))
     assert "[nothing-to-analyze]" in work.analyze().line()
+
+
+def test_bfloat16_models_are_analysed(work):
+    onnx.save(typed("bf16"), work.model)
+    result = work.analyze("--quantize-heads", "--sections", "layers")
+    assert (result.code, result.err) == (0, "")
 
 
 def test_data_is_needed(work):
