@@ -18,7 +18,7 @@ from pathlib import Path
 import onnx
 
 from benchmarks import models
-from benchmarks.measure import show
+from benchmarks.tables import show
 from mmcompile.backends.engines.expectations import expected_by_graph
 from mmcompile.backends.engines.precision import counts_text, lost, realized
 from mmcompile.model.passes.baselines import KINDS, write_baseline
