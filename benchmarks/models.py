@@ -3,6 +3,7 @@
 minilm      all-MiniLM-L6-v2 as examples/minilm/prepare.py exports it
 babyllama   BabyLlama as examples/babyllama/export.py does, where ../shared/data is at hand
 llama       444 MB of fp32: 8 layers of a hidden-1024 Llama with random weights
+small       tests' two-layer language models with random weights, by name and seed
 large       about 3 GB of fp32: a chain of MatMuls with random weights
 """
 
@@ -93,6 +94,16 @@ def export_llama(folder: Path) -> None:
                 parameter.mul_(torch.exp(torch.randn_like(parameter) * 0.7))
     network.save_pretrained(folder / "hugging_face")
     export_model(str(folder / "hugging_face"), folder / MODEL_FILE)
+
+
+def small(name: str, seed: int) -> Path:
+    """A model of `tests.models.SMALL_MODELS` with the random weights of a seed."""
+    from tests.models import export_small_model
+
+    folder = WORK / "small" / f"{name}-{seed}"
+    if not (folder / MODEL_FILE).is_file():
+        export_small_model(name, folder, seed)
+    return folder / MODEL_FILE
 
 
 def large(gigabytes: float = 3.0) -> Path:

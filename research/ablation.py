@@ -31,12 +31,11 @@ from benchmarks.subjects import Subject, add_arguments, chosen, error_of
 from benchmarks.tables import command_line, show
 from mmcompile.calib.gradient_rows import GradientSamples
 from mmcompile.effort import DAMPING, WORK, Effort, Weights
-from mmcompile.pipeline import sense
 from mmcompile.plan import QuantPlan
 from mmcompile.policy import class_order
-from mmcompile.policy import cost as cost_plan
-from mmcompile.policy.options import COST, Policy
+from mmcompile.policy import cost_plan
 from mmcompile.policy.budget import CLASSES, Budget, candidates
+from mmcompile.policy.cost import CostPolicy
 from mmcompile.targets.target import Objective
 from mmcompile.weights import pack
 
@@ -67,7 +66,7 @@ def _exchanged(module: object, name: str, replacement: object) -> Switch:
 def _without_gradients(subject: Subject) -> AbstractContextManager[object]:
     missing = {group.name: "left out" for group in subject.prepared.groups}
     found = GradientSamples({}, missing)
-    return mock.patch.object(sense, "sensed", return_value=found)
+    return mock.patch.object(plans, "sensed", return_value=found)
 
 
 def _by_size_alone(
@@ -169,9 +168,10 @@ def of_weights(subject: Subject, step: Step, seeds: int) -> Iterator[float]:
 
 def _plans(subject: Subject, what: str, step: Step, seeds: int) -> Iterator[QuantPlan]:
     classes, budget = BUDGETS[what]
-    policy = Policy(COST, classes=classes, target=budget, **step.options)
+    options = {"target_speed": budget.speed, "target_bits": budget.bits, **step.options}
+    policy = CostPolicy(classes=classes, **options)
     for seed in range(seeds):
-        plans._measured.cache_clear()  # the compiler has been changed
+        plans._evidence.cache_clear()  # the compiler has been changed
         yield planned(subject, policy, seed)
 
 

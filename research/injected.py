@@ -27,11 +27,11 @@ from benchmarks.plans import (
     closest,
     micromix,
     planned,
+    speed_cost,
     with_e2m3,
 )
 from benchmarks.subjects import Subject, add_arguments, both_errors, minilm
 from benchmarks.tables import command_line, show
-from mmcompile.analysis.figures import speed_cost
 from mmcompile.plan import QuantPlan
 from mmcompile.policy.budget import CLASSES
 from mmcompile.policy.cost import CostPolicy

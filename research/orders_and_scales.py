@@ -17,19 +17,21 @@ from benchmarks.plans import planned
 from benchmarks.subjects import add_arguments, chosen, compiled
 from benchmarks.tables import command_line, show
 from mmcompile.effort import Weights
-from mmcompile.policy.options import MICROMIX, Policy
 from mmcompile.policy.choices import Order
+from mmcompile.policy.micromix import MicroMixPolicy
+from mmcompile.policy.protocol import Policy
+from mmcompile.policy.registry import make_policy
 
 
 def policies() -> Iterator[tuple[str, Policy]]:
     for granularity in (128, 64, 32):
-        yield f"micromix, runs of {granularity}", Policy(MICROMIX, granularity=granularity)
-    yield "micromix, λ 1.5, runs of 32", Policy(MICROMIX, granularity=32, factor=1.5)
+        yield f"micromix, runs of {granularity}", MicroMixPolicy(granularity=granularity)
+    yield "micromix, λ 1.5, runs of 32", MicroMixPolicy(granularity=32, factor=1.5)
     for order in (Order.RANDOM, Order.REVERSED):
-        yield f"micromix, {order} order", Policy(MICROMIX, order=order)
+        yield f"micromix, {order} order", MicroMixPolicy(order=order)
     for rule in ("balanced", "ocp", "saturation_free"):
         for name in ("mxfp8", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4", "micromix"):
-            yield f"{name}, {rule}", Policy(name, scale_rule=rule, weight_scales="rule")
+            yield f"{name}, {rule}", make_policy(name, scale_rule=rule, weight_scales="rule")
 
 
 def main() -> None:

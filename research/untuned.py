@@ -20,18 +20,18 @@ import numpy as np
 
 from benchmarks import models
 from benchmarks.measure import environment
-from benchmarks.plans import MX_CLASSES, planned, with_e2m3
+from benchmarks.plans import MX_CLASSES, planned, speed_cost, with_e2m3
 from benchmarks.subjects import Feeds, Subject, distance, error_of, subject
 from benchmarks.tables import command_line, show
-from mmcompile.analysis.figures import speed_cost
 from mmcompile.effort import Weights
 from mmcompile.model.selection import Selection
 from mmcompile.model.session import Purpose, open_session
 from mmcompile.pipeline.prepare import input_specs, prepare
 from mmcompile.plan import QuantPlan
-from mmcompile.policy.options import COST, MICROMIX, Policy
 from mmcompile.policy.budget import CLASSES, Budget
-from tests.models import SMALL_VOCABULARY, export_small_model
+from mmcompile.policy.cost import CostPolicy
+from mmcompile.policy.micromix import MicroMixPolicy
+from tests.models import SMALL_VOCABULARY
 
 NAMES = ("llama", "qwen2", "qwen3", "bert", "gpt2")
 SIZES = (32, 128)
@@ -89,20 +89,12 @@ def main() -> None:
     )
 
 
-def small_model(name: str, seed: int) -> Path:
-    """A model of `tests.models.SMALL_MODELS` with the random weights of a seed."""
-    folder = models.WORK / "small" / f"{name}-{seed}"
-    if not (folder / models.MODEL_FILE).is_file():
-        export_small_model(name, folder, seed)
-    return folder / models.MODEL_FILE
-
-
 def small(name: str, seed: int) -> Subject:
     """A small model with random weights and random ids; both depend on the seed.
 
     Its error is 1 − cosine of a sample's output, mean over samples, of the worst output.
     """
-    model = small_model(name, seed)
+    model = models.small(name, seed)
     inputs = [spec.name for spec in input_specs(prepare(model, Selection()).runnable)]
     generator = np.random.default_rng([seed, 1])
 
@@ -145,12 +137,15 @@ def measure(subject: Subject, size: int, weights: Weights) -> Figures:
 
 def plans(subject: Subject, size: int) -> tuple[QuantPlan, ...]:
     """MicroMix's plan and the others at its cost, as `COMPARED` names them."""
-    own = planned(subject, Policy(MICROMIX, granularity=size))
+    own = planned(subject, MicroMixPolicy(granularity=size))
     same = Budget(speed=speed_cost(own))
     fewer = Budget(speed=same.speed, bits=own.mean_weight_bits() - FEWER_BITS)
 
     def by_cost(classes: tuple[str, ...], target: Budget) -> QuantPlan:
-        return planned(subject, Policy(COST, granularity=size, classes=classes, target=target))
+        policy = CostPolicy(
+            granularity=size, classes=classes, target_speed=target.speed, target_bits=target.bits
+        )
+        return planned(subject, policy)
 
     others = by_cost(MX_CLASSES, same), by_cost(CLASSES, same), by_cost(CLASSES, fewer)
     return own, with_e2m3(own), *others

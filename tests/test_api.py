@@ -12,7 +12,6 @@ from pathlib import Path
 import click
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
 import mmcompile as mm
@@ -24,7 +23,8 @@ from mmcompile.pipeline.planning import PlanOptions
 from mmcompile.policy.registry import POLICIES, options_of
 from mmcompile.progress import Silent
 from mmcompile.report.model import load_report
-from tests.backends.conftest import ELF, install, tensorrt  # noqa: F401
+from tests.backends.conftest import install, put_library, tensorrt  # noqa: F401
+from tests.running import run
 from tests.workplace import CHANNELS, ROOT, Workplace, call, command, samples, two_layers
 
 FUNCTIONS = ("analyze", "build", "compile", "export", "verify")
@@ -32,14 +32,9 @@ PRODUCT = Path(mm.__file__).parent
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    library = tmp_path / "plugin.so"
-    library.write_bytes(ELF)
-    monkeypatch.setenv("MMCOMPILE_PLUGIN", str(library))
-    return Workplace(tmp_path)
+def work(home, monkeypatch):
+    put_library(home, monkeypatch)
+    return Workplace(home)
 
 
 @pytest.fixture
@@ -108,7 +103,7 @@ def test_options_can_be_made_without_what_compiling_needs():
 
 
 def answer(path, x):
-    return ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    return run(path, {"x": x})[0]
 
 
 def test_compile_with_words_alone(work, feeds):

@@ -10,7 +10,6 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from mmcompile.backends.none import NoBackend
@@ -27,6 +26,7 @@ from mmcompile.backends.registry import (
 from mmcompile.errors import EnvironmentProblem, UsageError
 from mmcompile.runtime import Engine
 from tests.backends.toy import Toy
+from tests.running import run
 from tests.workplace import ROOT, call, command, samples
 
 TOY = Path(__file__).parent / "toy.py"
@@ -164,8 +164,7 @@ def test_a_toy_builds_checks_and_runs(work, toy):
     report = json.loads((work.out / "report.json").read_text())
     assert report["engine"]["builder"] == "Toy 1.0"
     x = samples(3)
-    session = ort.InferenceSession(str(work.out / "model.onnx"))
-    (expected,) = session.run(None, {"x": x})
+    (expected,) = run(work.out / "model.onnx", {"x": x})
     np.testing.assert_array_equal(Engine(work.out / "engine.toy")({"x": x})["y"], expected)
 
 

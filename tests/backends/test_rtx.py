@@ -87,10 +87,9 @@ def test_it_has_all_names_that_are_used(rtx):
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
-def test_compiled_language_models(exported, tmp_path, rtx, monkeypatch, name):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
+def test_compiled_language_models(exported, home, rtx, name):
     original = exported(name)
-    out = tmp_path / "out"
+    out = home / "out"
     shapes = ("--shapes", "input_ids:[1x1,1x8,2x16]", "--shapes", "input_ids:[1x64,4x64,8x64]")
     options = ("--calib", "random", "--samples", "4", "--granularity", "32", "--no-html", *shapes)
     result = call(original, "--gpu", "sm_120", *options, *RTX, "-o", out)
@@ -109,7 +108,7 @@ def test_compiled_language_models(exported, tmp_path, rtx, monkeypatch, name):
     nodes = [node.name for node in model.graph.node if node.op_type == OP_TYPE]
     assert nodes and all(node.encode() in plan for node in nodes)
     before = dynamic(model_interface(onnx.load(original, load_external_data=False)))
-    built = BACKEND.build(job(out / "model.onnx", tmp_path, out / building.prebuilt_plugin().name))
+    built = BACKEND.build(job(out / "model.onnx", home, out / building.prebuilt_plugin().name))
     assert dynamic(built.interface) == before
 
 

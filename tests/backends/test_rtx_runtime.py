@@ -7,7 +7,6 @@ import sys
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from mmcompile.backends.registry import AUTO, BACKENDS, Wanted, choose
@@ -15,6 +14,7 @@ from mmcompile.backends.tensorrt_rtx import BACKEND, PRODUCT, TensorRTRTXBackend
 from mmcompile.cache import cache_folder
 from mmcompile.errors import EnvironmentProblem, MMCompileError
 from mmcompile.runtime import Engine
+from tests.running import run
 from tests.workplace import call, samples
 
 VERSION = "1.7.1.116"
@@ -40,8 +40,7 @@ def no_gpu(monkeypatch):
 
 
 def answers(work):
-    session = ort.InferenceSession(str(work.out / "model.onnx"))
-    return session.run(None, {"x": samples(2)})[0]
+    return run(work.out / "model.onnx", {"x": samples(2)})[0]
 
 
 def loading_fails(work, code):

@@ -14,17 +14,10 @@ from mmcompile.pipeline.options import CompileOptions, VerifyOptions
 from mmcompile.policy.registry import make_policy
 from mmcompile.report.model import load_report
 from tests.models import K, feeds, linear_model, model_of, subgraph, weight
-from tests.workplace import CHANNELS, Workplace, samples, two_layers
+from tests.workplace import CHANNELS, samples, two_layers
 
 FLOAT, HALF, BRAIN = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 TYPES = {"fp16": HALF, "bf16": BRAIN, "keep": FLOAT}
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return Workplace(tmp_path)
 
 
 def node(op_type, inputs, output, **attributes):

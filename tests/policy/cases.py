@@ -71,6 +71,12 @@ class Case:
         """All that is known of the model."""
         return evidence_of(self.prepared, self.stats, self.samples, target)
 
+    def changed(self, **attributes):
+        """This one with other statistics or gradients."""
+        other = Case.__new__(Case)
+        vars(other).update({**vars(self), **attributes})
+        return other
+
     def weight(self, index=0):
         """The weights of a group as float32[N, K]."""
         parts = []

@@ -204,9 +204,7 @@ def test_layers_that_matter_more_get_more(case):
     first, _ = case.groups
     rows = case.samples.groups
     large = GroupRows(rows[first.name].activations, 100 * rows[first.name].gradients)
-    sensitive = Case.__new__(Case)
-    vars(sensitive).update(vars(case))
-    sensitive.samples = GradientSamples({**rows, first.name: large}, {})
+    sensitive = case.changed(samples=GradientSamples({**rows, first.name: large}, {}))
     plan = planned(sensitive, target_speed=1.45)
     one, two = (group.figures["speed_cost"] for group in plan.groups)
     assert one > two
@@ -217,9 +215,7 @@ def test_a_layer_that_sees_fewer_tokens_counts_less(case):
     first, _ = case.groups
     key = watched_tensor(first).key
     fewer = dataclasses.replace(case.stats.tensors[key], tokens=6)
-    rare = Case.__new__(Case)
-    vars(rare).update(vars(case))
-    rare.stats = ActivationStats({**case.stats.tensors, key: fewer}, "", True, 0)
+    rare = case.changed(stats=ActivationStats({**case.stats.tensors, key: fewer}, "", True, 0))
     policy = CostPolicy(granularity=32)
     before, after = (
         measure_damage(Known(each.evidence(), policy, policy.pairs(SM120))) for each in (case, rare)
@@ -231,10 +227,8 @@ def test_a_layer_that_sees_fewer_tokens_counts_less(case):
 def test_a_group_without_gradients_is_planned_by_its_output_error(case):
     first, second = case.groups
     rows = {first.name: case.samples.groups[first.name]}
-    partial = Case.__new__(Case)
-    vars(partial).update(vars(case))
-    partial.samples = GradientSamples(rows, {second.name: "node 'x' (Loop) has no gradient rule"})
-    plan = planned(partial, target_speed=1.4)
+    reasons = {second.name: "node 'x' (Loop) has no gradient rule"}
+    plan = planned(case.changed(samples=GradientSamples(rows, reasons)), target_speed=1.4)
     assert plan.parameters["groups_without_gradient"] == 1
     assert [group.figures["gradient_measured"] for group in plan.groups] == [1, 0]
     assert plan.groups[1].figures["damage"] > 0
@@ -258,9 +252,7 @@ def test_a_tensor_without_tokens_is_refused(case):
     first, _ = case.groups
     key = watched_tensor(first).key
     nothing = dataclasses.replace(case.stats.tensors[key], tokens=0)
-    empty = Case.__new__(Case)
-    vars(empty).update(vars(case))
-    empty.stats = ActivationStats({**case.stats.tensors, key: nothing}, "", True, 0)
+    empty = case.changed(stats=ActivationStats({**case.stats.tensors, key: nothing}, "", True, 0))
     with pytest.raises(UsageError, match="saw no token"):
         planned(empty)
 

@@ -24,7 +24,7 @@ from mmcompile.policy.uniform import UNIFORM, UniformPolicy
 from mmcompile.registry import Registry
 from mmcompile.report.model import load_report
 from tests.policy.toy import NAME, ToyPolicy
-from tests.workplace import Result, Workplace, call, command
+from tests.workplace import Result, call, command
 
 BY_HAND = """
 import sys
@@ -47,14 +47,6 @@ metadata.entry_points = entry_points
 from mmcompile.cli import run
 sys.exit(run(sys.argv[1:]))
 """
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return Workplace(tmp_path)
 
 
 @pytest.fixture

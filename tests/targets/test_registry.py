@@ -15,7 +15,7 @@ from mmcompile.targets.target import Figure, FormatPair, Kernels, Kind, Objectiv
 from tests import models
 from tests import node_models as nm
 from tests.policy.cases import SM120, Case
-from tests.workplace import Workplace, call, two_layers
+from tests.workplace import call, two_layers
 
 FOUR, EIGHT = FormatPair("mxfp4", "mxfp4"), FormatPair("mxfp8", "mxfp8")
 
@@ -39,14 +39,6 @@ def toys():
     yield
     for target in (STEEP, FLAT):
         REGISTRY.remove(target.name)
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("MMCOMPILE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return Workplace(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -65,10 +65,12 @@ def check(found, plan, rows, bias):
     assert found.weight_sqnr_db == pytest.approx(expected, rel=1e-6)
 
 
-def linear(stored, channels_first, dtype=TensorProto.FLOAT):
-    attributes = {"transB": int(not channels_first)}
-    made = node("Gemm", ["x", "W"], ["y"], name="linear", **attributes)
-    return model_of([made], {"W": stored}, x=("rows", K), y=("rows", N), dtype=dtype)
+def linear(values, channels_first=True):
+    """A Gemm with a weight [K, N], stored transposed unless channels come first."""
+    made = node("Gemm", ["x", "W"], ["y"], name="linear", transB=int(not channels_first))
+    stored = {"W": values if channels_first else values.T.copy()}
+    dtype = helper.np_dtype_to_tensor_dtype(values.dtype)
+    return model_of([made], stored, x=("rows", K), y=("rows", N), dtype=dtype)
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -76,9 +78,7 @@ def linear(stored, channels_first, dtype=TensorProto.FLOAT):
 @pytest.mark.parametrize("channels_first", [True, False])
 def test_packed_bytes_are_those_of_the_specification(channels_first, dtype, plan, tmp_path):
     values = weight(K, N, seed=2).astype(DTYPES[dtype])
-    stored = values if channels_first else values.T.copy()
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(DTYPES[dtype]))
-    prepared = prepare(linear(stored, channels_first, kind), tmp_path)
+    prepared = prepare(linear(values, channels_first), tmp_path)
     assert prepared.sites[0].channels_first == channels_first
     found, made = packed(prepared, PLANS[plan])
     check(found, made, values.astype(np.float32).T, 0)
@@ -134,8 +134,7 @@ def test_factors_are_part_of_weight_and_bias(alpha, tmp_path):
 def test_weight_at_any_place_of_a_file(offset, dtype, tmp_path):
     """External data need not be aligned to its elements."""
     values = weight(K, N, seed=2).astype(DTYPES[dtype])
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(DTYPES[dtype]))
-    model = linear(values, True, kind)
+    model = linear(values)
     data = values.tobytes()
     (tmp_path / "weights.bin").write_bytes(b"\0" * offset + data)
     tensor = model.graph.initializer[0]
@@ -205,13 +204,13 @@ def test_weight_block_scales_that_never_pass_248(name, largest, tmp_path):
 
 def test_weights_that_the_formats_hold_are_exact(tmp_path):
     values = np.random.default_rng(0).integers(-3, 4, (K, N)).astype(np.float32)
-    found, made = packed(prepare(linear(values, True), tmp_path), lambda g: uniform(g, "mxfp4"))
+    found, made = packed(prepare(linear(values), tmp_path), lambda g: uniform(g, "mxfp4"))
     assert found.weight_sqnr_db == math.inf
     np.testing.assert_array_equal(dequantize_weight(found, made), values.T)
 
 
 def test_weights_of_zero(tmp_path):
-    found, made = packed(prepare(linear(np.zeros((K, N), np.float32), True), tmp_path), mixed)
+    found, made = packed(prepare(linear(np.zeros((K, N), np.float32)), tmp_path), mixed)
     assert found.weight_sqnr_db == math.inf
     assert not dequantize_weight(found, made).any()
     assert not found.weight.any()
@@ -331,9 +330,7 @@ def assert_same_bytes(one, other):
 @pytest.mark.parametrize("channels_first", [True, False])
 def test_feedback_lowers_the_error_on_inputs_held_back(channels_first, dtype, plan, tmp_path):
     values = weight(K, N, seed=2).astype(DTYPES[dtype])
-    stored = values if channels_first else values.T.copy()
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(DTYPES[dtype]))
-    prepared = prepare(linear(stored, channels_first, kind), tmp_path)
+    prepared = prepare(linear(values, channels_first), tmp_path)
     given = sampled()
     nearest, found, made = with_feedback(prepared, four_bits(plan), given)
     (rounding,) = found.rounding
@@ -508,7 +505,7 @@ def test_rows_of_a_weight_are_rounded_in_blocks(tmp_path, monkeypatch):
 def test_a_weight_that_is_not_finite_is_refused_with_sampled_inputs_too(tmp_path):
     values = weight(K, N)
     values[3, 4] = np.nan
-    prepared = prepare(linear(values, True), tmp_path)
+    prepared = prepare(linear(values), tmp_path)
     (group,) = prepared.groups
     with pytest.raises(UnsupportedModelError) as caught:
         pack_group(group, four_bits("mxfp4")(group), prepared.source, sampled())
@@ -519,7 +516,7 @@ def test_a_weight_that_is_not_finite_is_refused_with_sampled_inputs_too(tmp_path
 def test_weights_near_the_end_of_fp32_are_no_crash(tmp_path):
     """Sums over them overflow, so that nothing can be compared; scales are within bounds."""
     values = weight(K, N) * np.float32(2.0**121)
-    prepared = prepare(linear(values, True), tmp_path)
+    prepared = prepare(linear(values), tmp_path)
     nearest, found, _ = with_feedback(prepared, uniform, sampled())
     assert_same_bytes(found, nearest)
     assert found.rounding[0].reason
