@@ -104,7 +104,8 @@ def random_x(random: Random, kind: str, rows: int, channels: int, number_type: i
 
     normal: Gaussian, rows of different magnitudes. outliers: Gaussian with channels many times
     larger, rows of zeros and signed zeros, subnormals. ties: small multiples of powers of two,
-    where rounding meets ties and maxima meet thresholds. any bits: all of them, NaN and Inf too.
+    where rounding meets ties and maxima meet thresholds. any bits: all of them, and an infinity or
+    a NaN in every row.
     """
     if kind == "any bits":
         bits = NUMBER_TYPES[number_type].bits
@@ -112,7 +113,10 @@ def random_x(random: Random, kind: str, rows: int, channels: int, number_type: i
         found = random.integers(0, 2**length, (rows, channels), bits)
         # NaN and Inf are rare enough for most blocks of 16-bit numbers to be free of them.
         tame = random.random((rows, channels)) < 0.9
-        return np.where(tame, found & ~bits(1 << length - 2), found)
+        found = np.where(tame, found & ~bits(1 << length - 2), found)
+        special = narrow(np.array([np.inf, -np.inf, np.nan], np.float32), number_type)
+        found[np.arange(rows), random.integers(channels, size=rows)] = random.choice(special, rows)
+        return found
     if kind == "ties":
         steps = random.integers(-64, 65, (rows, channels)).astype(np.float32) / 8
         powers = random.integers(-6, 7, (rows, 1))

@@ -18,10 +18,10 @@ from mmcompile.cuda.clocks import Clocks, read_clocks
 from mmcompile.cuda.driver import DriverError, GpuFacts
 from mmcompile.cuda.layers import Place, open_place
 from mmcompile.cuda.machine import GpuMachine, HostMachine
-from mmcompile.doctor.checks import EMULATED_SIZES, GPU_SIZES, Size, checks_of
+from mmcompile.doctor.checks import emulated_checks, gpu_checks
 from mmcompile.doctor.emulation import DEVICES, emulated_library
 from mmcompile.doctor.rates import Rate, measure_rates
-from mmcompile.doctor.trial import CheckResult
+from mmcompile.doctor.trial import Check, CheckResult
 from mmcompile.errors import EnvironmentProblem
 from mmcompile.kernels import KernelError, KernelLibrary
 from mmcompile.libraries import KERNELS, MISSING, digest, remedy
@@ -130,7 +130,7 @@ def _on_gpu(machine: GpuMachine, progress: Progress, *, quick: bool) -> SelfTest
         part = Part(device, error=f"{path}: {error}")
         return _document((part,), gpu=facts, clocks=clocks, remaining=ON_A_GPU)
     info = LibraryInfo(str(path), digest(path), library.architectures)
-    part = _checked(device, place, GPU_SIZES, progress)
+    part = _checked(device, place, tuple(gpu_checks()), progress)
     rates: tuple[Rate, ...] = ()
     remaining: tuple[str, ...] = () if facts.architecture // 10 == 12 else (NOT_BLACKWELL,)
     if quick:
@@ -152,16 +152,15 @@ def _emulated(reason: str, progress: Progress) -> SelfTest:
     parts = []
     for number, name in DEVICES.items():
         place = open_place(HostMachine(), library, number)
-        parts.append(_checked(f"emulator: {name}", place, EMULATED_SIZES, progress))
+        parts.append(_checked(f"emulator: {name}", place, tuple(emulated_checks()), progress))
     return _document(parts, remaining=remaining)
 
 
-def _checked(device: str, place: Place, sizes: Sequence[Size], progress: Progress) -> Part:
+def _checked(device: str, place: Place, checks: Sequence[Check], progress: Progress) -> Part:
     """All checks; what a kernel that breaks the GPU leaves is kept."""
     done: list[CheckResult] = []
     error = None
     try:
-        checks = tuple(checks_of(sizes))
         for check in progress.track(checks, f"checking kernels on {device}", len(checks)):
             done += check.run(place)
             if silence := _silence(place):

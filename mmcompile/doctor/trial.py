@@ -89,10 +89,14 @@ class Trial:
         """A part under the check's own name."""
         return Part(self.results, self._name, detail)
 
+    def reschedule(self) -> None:
+        """Another order of threads, in the emulator; GPUs have one of their own every time."""
+        self.place.reschedule(int(self.random.integers(2**32)))
+
     def tactics(self, layer: DeviceLayer) -> Iterator[Part]:
-        """A part for every tactic, the automatic one first; the emulator shuffles its threads."""
+        """A part for every tactic, the automatic one first, each in another order of threads."""
         for tactic, tile in enumerate(("chosen", *self.place.tactics)):
-            self.place.reschedule(int(self.random.integers(2**32)))
+            self.reschedule()
             yield Part(self.results, f"{self._name}/{tile}", layer.describe(tactic), tactic)
 
 

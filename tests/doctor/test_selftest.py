@@ -12,7 +12,7 @@ from mmcompile.cuda.calls import DeviceLayer
 from mmcompile.cuda.driver import DriverError, GpuFacts
 from mmcompile.cuda.layers import MIXES, open_place
 from mmcompile.cuda.machine import HostMachine
-from mmcompile.doctor import checks, emulation, rates, selftest
+from mmcompile.doctor import emulation, rates, selftest
 from mmcompile.doctor.checks import Size, checks_of
 from mmcompile.doctor.selftest import SelfTest, self_test
 from mmcompile.errors import EnvironmentProblem
@@ -36,7 +36,7 @@ def library(monkeypatch):
     found = emulated_library()
     configure(found, seed=0)
     monkeypatch.setattr(selftest, "emulated_library", lambda: found)
-    monkeypatch.setattr(selftest, "EMULATED_SIZES", SMALL)
+    monkeypatch.setattr(selftest, "emulated_checks", lambda: checks_of(MIXES, SMALL))
     return found
 
 
@@ -47,14 +47,15 @@ def place(library):
 
 def results(place, subject=""):
     """What the self-test finds, or a part of it."""
-    chosen = [check for check in checks_of(SMALL) if check.name.startswith(subject)]
+    chosen = [check for check in checks_of(MIXES, SMALL) if check.name.startswith(subject)]
     return [result for check in chosen for result in check.run(place)]
 
 
 @pytest.fixture
-def few(monkeypatch):
+def few(monkeypatch, library):
     """Two mixes, where it is not the checks that are tested."""
-    monkeypatch.setattr(checks, "MIXES", {mix: MIXES[mix] for mix in ("mxfp4", "micromix")})
+    for checks in ("emulated_checks", "gpu_checks"):
+        monkeypatch.setattr(selftest, checks, lambda: checks_of(("mxfp4", "micromix"), SMALL))
 
 
 class Gpu(HostMachine):
@@ -64,9 +65,8 @@ class Gpu(HostMachine):
 
 
 @pytest.fixture
-def gpu(monkeypatch, library, few):
+def gpu(monkeypatch, few):
     monkeypatch.setattr(selftest, "GpuMachine", Gpu)
-    monkeypatch.setattr(selftest, "GPU_SIZES", SMALL)
     monkeypatch.setenv("MMCOMPILE_KERNELS", str(compile_library()))
     monkeypatch.setattr(selftest, "measure_rates", lambda *_: iter([rates.Rate("mxfp4", "us", 1)]))
 
@@ -207,7 +207,7 @@ def test_a_gpu_that_dies_ends_the_run_and_keeps_what_was_found(monkeypatch, gpu)
     assert result.rates == ()
 
 
-def test_the_command(monkeypatch, tmp_path, library, few):
+def test_the_command(monkeypatch, tmp_path, few):
     install(monkeypatch)
     target = tmp_path / "result.json"
     shown = call("doctor", "--selftest", "-o", target)
@@ -220,7 +220,7 @@ def test_the_command(monkeypatch, tmp_path, library, few):
     assert printed.json()["passed"] and len(printed.json()["parts"]) == 2
 
 
-def test_the_command_says_failed(monkeypatch, library, few):
+def test_the_command_says_failed(monkeypatch, few):
     install(monkeypatch)
     flipped(monkeypatch, "quantized", 0)
     shown = call("doctor", "--selftest")

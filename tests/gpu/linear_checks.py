@@ -67,7 +67,7 @@ def _repeated(trial: Trial, mix: str) -> None:
             with part:
                 first = made.run(part.tactic)
                 for run in range(1, 4 if place.emulated else REPEATS):
-                    place.reschedule(int(trial.random.integers(2**32)))
+                    trial.reschedule()
                     made.refresh(poison=(0x00, 0xFF, 0x7F, 0x01)[run % 4])
                     made.enqueue("run", part.tactic)
                     same_bits(made.result(), first, f"values of y in run {run}")
