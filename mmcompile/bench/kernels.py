@@ -17,7 +17,9 @@ from mmcompile.cuda.driver import DriverError, GpuFacts
 from mmcompile.cuda.layers import LayerShape, Place, mixed_segments
 from mmcompile.cuda.machine import Enqueue
 from mmcompile.cuda.timing import copies_for, time_calls
+from mmcompile.formats import MXFP4, MXFP6_E3M2, MXFP8, NVFP4
 from mmcompile.kernels import KernelError
+from mmcompile.policy.micromix import MicroMixPolicy
 from mmcompile.progress import Progress, Silent
 
 METHOD = (
@@ -28,7 +30,11 @@ METHOD = (
 LLAMA = ((4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096))
 """K and N of Llama-3.1-8B: q, k and v; output; gate and up; down."""
 ROWS = (1, 8, 16, 64, 256, 1024, 2048)
-MIXES = ("micromix", "mxfp4", "nvfp4", "mxfp6_e3m2", "mxfp8", "a8w4")
+MIXES = (
+    MicroMixPolicy.NAME,
+    *(fmt.name for fmt in (MXFP4, NVFP4, MXFP6_E3M2, MXFP8)),
+    "a8w4",
+)
 _FAILURES = (KernelError, DriverError, MemoryError, RuntimeError, TypeError, ValueError)
 
 

@@ -7,19 +7,16 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mmcompile import formats
 from mmcompile.cuda.machine import Machine
 from mmcompile.kernels import Device, KernelLibrary, Linear, LinearSegment
 
-MXFP4, E2M3, E3M2, MXFP8, NVFP4 = range(5)
+MXFP4, E2M3, E3M2, MXFP8, NVFP4 = (fmt.id for fmt in formats.BLOCK_FORMATS.values())
 """Format ids of docs/spec.md."""
 SEGMENT_STEP = 32
 """Channels of a segment are a multiple of it."""
 MIXES: dict[str, tuple[tuple[int, int, int], ...]] = {
-    "mxfp4": ((8, MXFP4, MXFP4),),
-    "mxfp6_e2m3": ((8, E2M3, E2M3),),
-    "mxfp6_e3m2": ((8, E3M2, E3M2),),
-    "mxfp8": ((8, MXFP8, MXFP8),),
-    "nvfp4": ((8, NVFP4, NVFP4),),
+    **{name: ((8, fmt.id, fmt.id),) for name, fmt in formats.BLOCK_FORMATS.items()},
     "a8w4": ((8, MXFP8, MXFP4),),
     "a8w6": ((8, MXFP8, E3M2),),
     "a4w8": ((8, MXFP4, MXFP8),),

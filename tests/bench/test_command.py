@@ -142,7 +142,7 @@ def test_without_a_gpu_one_line_names_the_ways_out(work, monkeypatch):
     install(monkeypatch)
     shown = call("bench", work.model)
     assert shown.code == 4
-    assert "no driver" in shown.line()
+    assert "TensorRT" in shown.line()
     assert "--modelled" in shown.line() and "--prepare" in shown.line()
 
 

@@ -1,6 +1,5 @@
 """From packing to y: layers of real models, as compiled, run by the emulated kernels.
 
-
 Held against ONNX Runtime's result for the same node. Operands are bit-exact on both sides; the two
 sums differ by at most twice the bound of docs/spec.md, section 7, plus one rounding of y each.
 """
@@ -14,18 +13,20 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
-from mmcompile import CompileOptions, compile_model
 from mmcompile.cuda.calls import Constants, DeviceLayer, Inputs
 from mmcompile.cuda.layers import LayerShape, open_place
 from mmcompile.cuda.machine import HostMachine
 from mmcompile.cuda.number_types import NUMBER_TYPES
+from mmcompile.data.options import DataOptions
 from mmcompile.errors import EnvironmentProblem
 from mmcompile.kernels import LinearSegment
 from mmcompile.model.source import load_model
 from mmcompile.packed import PackedLinear, dequantize_activations, dequantize_weight
-from mmcompile.pipeline.options import DataOptions, VerifyOptions
+from mmcompile.pipeline.compile import compile_model
+from mmcompile.pipeline.options import CompileOptions, VerifyOptions
 from mmcompile.plan import GroupPlan
-from mmcompile.policy.options import Policy
+from mmcompile.policy.micromix import MicroMixPolicy
+from mmcompile.policy.registry import make_policy
 from mmcompile.verification.compiled import read_nodes
 from tests.kernels.emulated import NATIVE, PORTABLE, configure, emulated_library
 from tests.kernels.operands import TYPES
@@ -67,7 +68,7 @@ def minilm(tmp_path_factory):
         folder / "model.onnx",
         folder / "out",
         folder / "calibration.txt",
-        Policy("micromix", granularity=32),
+        MicroMixPolicy(granularity=32),
         tokenizer=folder / "tokenizer.json",
     )
 
@@ -85,7 +86,7 @@ def babyllama(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("babyllama")
     prepare(checkpoint, text, folder)
     data = folder / "calibration.npz"
-    return compiled_layers(folder / "model.onnx", folder / "out", data, Policy(policy)), padded
+    return compiled_layers(folder / "model.onnx", folder / "out", data, make_policy(policy)), padded
 
 
 def run_onnxruntime(layer: Layer, x: np.ndarray, kind: int) -> np.ndarray:

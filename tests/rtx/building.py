@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.kernels.build import compile_shared_library
+from tests.kernels.build import Recipe, compile_shared_library
 from tests.plugin.building import HERE as PLUGIN_TESTS
 from tests.plugin.building import PLUGINS, ROOT, WARNINGS
 
@@ -87,9 +87,11 @@ def recording_plugin(plugins: Path = PLUGINS / "trt") -> Path:
     return compile_shared_library(
         "mmcompile_recording",
         [*sorted(plugins.glob("*.cpp")), PLUGIN_TESTS / "recording_kernels.cpp"],
-        defines={"MMCOMPILE_EMULATED": "1"},
-        includes=(plugins, PLUGINS / "include"),
-        flags=("-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", *WARNINGS),
+        Recipe(
+            defines={"MMCOMPILE_EMULATED": "1"},
+            includes=(plugins, PLUGINS / "include"),
+            flags=("-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", *WARNINGS),
+        ),
     )
 
 
