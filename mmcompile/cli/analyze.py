@@ -112,12 +112,19 @@ def analyze_command(model: Path, as_json: bool, verbose: bool, **values: Any) ->
     from mmcompile.cli.analysis_tables import print_analysis
     from mmcompile.cli.console import print_json
 
+    policy = make_policy(values)
+    for name in ("target_speed", "target_bits", "max_error"):
+        if values[name] is not None and not hasattr(policy, name):
+            option = f"--{name.replace('_', '-')}"
+            reason = f"it has no effect on --policy {policy.name}"
+            remedy = f"use --policy {CostPolicy.NAME}"
+            raise UsageError("option-without-effect", option, reason, remedy)
     work = taken(CompileOptions, {key: values[key] for key in ("gpu", "weights", "effort")})
     asked = AnalyzeOptions(
         gpu=work.gpu,
         output=values["output"],
         data=make_data(values),
-        policy=make_policy(values),
+        policy=policy,
         cost=_known(taken(CostPolicy, values)),
         micromix=_known(taken(MicroMixPolicy, values)),
         effort=work.effort,

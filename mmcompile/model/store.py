@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +77,29 @@ class WeightStore:
                     raw_data=mapping[ref.offset : ref.offset + ref.nbytes],
                 )
             )
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(ref.elem_type)
-        flat = np.frombuffer(mapping, dtype, ref.nbytes // dtype.itemsize, ref.offset)
-        # `flat` is the base of every view of it, so it lives as long as the last of them. Its
-        # pages are then dropped from memory; a later read faults them in from the file again.
-        start = ref.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        length = ref.offset + ref.nbytes - start
-        weakref.finalize(flat, mapping.madvise, mmap.MADV_DONTNEED, start, length).atexit = False
-        return flat.reshape(ref.shape)
+        return _view(mapping, ref.elem_type, ref.offset, ref.nbytes).reshape(ref.shape)
+
+    def pieces(self, name: str, elements: int) -> Iterator[AnyArray]:
+        """The value of an initializer, flat and piece by piece; memory holds one piece.
+
+        Args:
+            name: the initializer.
+            elements: of a piece; the last one may have fewer.
+
+        Raises:
+            KeyError: there is no initializer of that name.
+            UnsupportedModelError: its value does not fit its type and shape.
+            EnvironmentProblem: its file has changed since the model was loaded.
+        """
+        ref = self._refs.get(name)
+        if ref is None or is_packed(ref.elem_type):
+            yield self.read(name).reshape(-1)
+            return
+        mapping = self._mapping(ref.path)
+        step = elements * onnx.helper.tensor_dtype_to_np_dtype(ref.elem_type).itemsize
+        for start in range(0, ref.nbytes, step):
+            length = min(step, ref.nbytes - start)
+            yield _view(mapping, ref.elem_type, ref.offset + start, length)
 
     def _mapping(self, path: Path) -> mmap.mmap:
         """The file's mapping, made at its first use."""
@@ -96,6 +111,18 @@ class WeightStore:
                 with path.open("rb") as file:
                     self._mappings[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             return self._mappings[path]
+
+
+def _view(mapping: mmap.mmap, elem_type: int, offset: int, nbytes: int) -> AnyArray:
+    """A range of a mapped file as a flat read-only array."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(elem_type)
+    flat = np.frombuffer(mapping, dtype, nbytes // dtype.itemsize, offset)
+    # `flat` is the base of every view of it, so it lives as long as the last of them. Its pages
+    # are then dropped from memory; a later read faults them in from the file again.
+    start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+    length = offset + nbytes - start
+    weakref.finalize(flat, mapping.madvise, mmap.MADV_DONTNEED, start, length).atexit = False
+    return flat
 
 
 def _decode(tensor: onnx.TensorProto) -> AnyArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 from collections.abc import Iterable, Iterator
@@ -92,10 +93,7 @@ class ModelWriter:
         Raises:
             EnvironmentProblem: the disk is full or fails.
         """
-        if array.nbytes <= INLINE_LIMIT:
-            self._note(name, _Written(0, array.nbytes, _little_endian(array).tobytes()))
-        else:
-            self.add_pieces(name, array.nbytes, _pieces(array))
+        self.add_pieces(name, array.nbytes, _pieces(array) if array.size else ())
 
     def add_pieces(self, name: str, nbytes: int, pieces: Iterable[npt.NDArray[Any]]) -> None:
         """Writes a weight that is never whole in memory: contiguous pieces, in C order.
@@ -104,21 +102,21 @@ class ModelWriter:
             MMCompileError: the pieces have another length than was announced: a bug in a pass.
             EnvironmentProblem: the disk is full or fails.
         """
-        if nbytes <= INLINE_LIMIT:
-            data = b"".join(_little_endian(piece).tobytes() for piece in pieces)
-            self._note(name, _Written(0, len(data), data))
-            return
-        written = self._place(nbytes)
-        position = written.offset
+        inline = bytearray()
+        written = _Written(0, nbytes) if nbytes <= INLINE_LIMIT else self._place(nbytes)
+        done = 0
         for piece in pieces:
             plain = _little_endian(piece).reshape(-1).view(np.uint8)
-            if position + plain.nbytes <= written.offset + nbytes:
+            if nbytes <= INLINE_LIMIT:
+                inline += plain.data
+            elif done + plain.nbytes <= nbytes:
                 with disk_errors(self._data_path):
-                    self._write(plain.data, position)
-            position += plain.nbytes
-        if position != written.offset + nbytes:
-            reason = f"{position - written.offset} bytes were given, {nbytes} announced"
-            raise _mismatch(name, reason)
+                    self._write(plain.data, written.offset + done)
+            done += plain.nbytes
+        if done != nbytes:
+            raise _mismatch(name, f"{done} bytes were given, {nbytes} announced")
+        if nbytes <= INLINE_LIMIT:
+            written = dataclasses.replace(written, inline=bytes(inline))
         self._note(name, written)
 
     def copy(self, ref: TensorRef) -> None:

@@ -319,12 +319,7 @@ def test_a_failure_leaves_no_folder(work, monkeypatch):
         (("--other-calib", "absent.npz"), "calibration-missing", "absent.npz"),
         (("--stress-data", "absent.npz"), "calibration-missing", "absent.npz"),
         (("--target-speed", "0.5"), "budget-too-small", "--target-speed"),
-        pytest.param(
-            ("--policy", "mxfp8", "--target-bits", "5"),
-            "option-without-effect",
-            "--target-bits",
-            marks=pytest.mark.xfail(strict=True, reason="analyze ignores a budget of no policy"),
-        ),
+        (("--policy", "mxfp8", "--target-bits", "5"), "option-without-effect", "--target-bits"),
         (("--logits", "absent"), "no-such-output", "--logits"),
         (("--classes", "mxfp4,fp16"), "unknown-choice", "--classes"),
     ],

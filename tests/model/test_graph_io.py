@@ -341,6 +341,44 @@ def test_a_written_model_runs_with_new_weights(tmp_path):
     assert {again.weights.ref(n).path.name for n in again.weights.names} == {DATA_FILE}
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (700, 3), (0, 4)])
+@pytest.mark.parametrize("form", ["embedded", "external"])
+def test_weights_piece_by_piece(tmp_path, form, shape):
+    value = np.asarray(np.random.default_rng(0).standard_normal(shape), np.float32)
+    extra = [numpy_helper.from_array(value, "w")]
+    source = load_model(save(chain_model(extra=extra), tmp_path / "in", form))
+    pieces = list(source.weights.pieces("w", 1000))
+    assert all(piece.ndim == 1 for piece in pieces)
+    if value.size > 1000:
+        assert [piece.size for piece in pieces] == [1000, 1000, 100]
+    np.testing.assert_array_equal(np.concatenate(pieces or [value.reshape(-1)]), value.reshape(-1))
+    assert sum(piece.size for piece in pieces) == value.size
+
+
+@pytest.mark.parametrize("count", [100, 5000])
+def test_pieces_are_written_one_after_the_other(tmp_path, count):
+    value = np.arange(count, dtype=np.float32)
+    source = load_model(save(chain_model(), tmp_path / "in", "embedded"))
+    proto = onnx.ModelProto()
+    proto.CopyFrom(source.proto)
+    proto.graph.initializer.add(name="w", data_type=1, dims=[count])
+    with ModelWriter(tmp_path) as writer:
+        for name in filter(source.weights.ref, source.weights.names):
+            writer.copy(source.weights.ref(name))
+        writer.add_pieces("w", value.nbytes, iter([value[:7], value[7:7], value[7:]]))
+        path = writer.finish(proto)
+    np.testing.assert_array_equal(load_model(path).weights.read("w"), value)
+
+
+@pytest.mark.parametrize("given", [99, 101])
+@pytest.mark.parametrize("size", [100, 5000])
+def test_pieces_of_another_length_are_a_bug(tmp_path, given, size):
+    value = np.zeros(size * given // 100, np.float32)
+    with ModelWriter(tmp_path) as writer, pytest.raises(MMCompileError) as caught:
+        writer.add_pieces("w", 4 * size, [value[:3], value[3:]])
+    assert caught.value.code == "weights-mismatch"
+
+
 def test_weights_are_aligned_for_mapping(tmp_path):
     large = np.ones((1024, 512), np.float32)
     extra = [numpy_helper.from_array(large, "large"), numpy_helper.from_array(large, "larger")]

@@ -31,7 +31,14 @@ from mmcompile.errors import UnsupportedModelError
 from mmcompile.model.opsets import STANDARD
 from mmcompile.model.passes.half_rules import HalfRules, Halving, is_compiled
 from mmcompile.model.passes.infer_types import tensor_types
-from mmcompile.model.passes.pending import Pending, converted, declare, small, to_elem_type
+from mmcompile.model.passes.pending import (
+    PIECE,
+    Pending,
+    converted,
+    declare,
+    small,
+    to_elem_type,
+)
 from mmcompile.model.sites import LinearSite
 from mmcompile.model.source import SourceModel
 from mmcompile.model.tensors import is_external
@@ -286,7 +293,7 @@ class _Conversion:
             new.name = target
             return new
         self._pending.made[target] = lambda: converted(
-            self._source.weights.read(name), version, f"weight {name}", notes
+            self._source.weights.pieces(name, PIECE), version, f"weight {name}", notes
         )
         return declare(target, version, tensor.dims)
 

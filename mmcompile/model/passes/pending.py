@@ -23,7 +23,7 @@ from mmcompile.model.writer import ModelWriter
 LOCATION = "mmcompile.pending"
 """Location of external data that is declared by a pass and written later."""
 AnyArray = npt.NDArray[Any]
-_CHUNK = 4 * 2**20
+PIECE = 4 * 2**20
 """Elements that are converted at a time."""
 
 
@@ -72,18 +72,19 @@ def write_weights(
             writer.copy(reference)
 
 
-def converted(values: AnyArray, elem_type: int, where: str, notes: list[str]) -> Iterator[AnyArray]:
-    """Values as float32, float16 or bfloat16, in pieces.
+def converted(
+    pieces: Iterable[AnyArray], elem_type: int, where: str, notes: list[str]
+) -> Iterator[AnyArray]:
+    """Flat pieces of values as float32, float16 or bfloat16.
 
     Finite numbers beyond a half-precision type's range become its largest number, and a note is
     made of them: as infinities they would turn a whole row into NaN. Infinities stay.
     """
     dtype = helper.tensor_dtype_to_np_dtype(elem_type)
     limits = [half.largest for half in HALF_TYPES.values() if half.elem_type == elem_type]
-    flat = values.reshape(-1)
     beyond = 0
-    for start in range(0, flat.size, _CHUNK):
-        part = flat[start : start + _CHUNK].astype(np.float32)
+    for piece in pieces:
+        part = piece.astype(np.float32)
         for largest in limits:
             outside = np.isfinite(part) & (np.abs(part) > largest)
             beyond += int(outside.sum())
@@ -99,7 +100,5 @@ def converted(values: AnyArray, elem_type: int, where: str, notes: list[str]) ->
 def to_elem_type(tensor: onnx.TensorProto, elem_type: int, notes: list[str]) -> onnx.TensorProto:
     """A tensor that holds its value, in another element type."""
     values = numpy_helper.to_array(tensor)
-    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
-    pieces = list(converted(values, elem_type, f"constant {tensor.name}", notes))
-    whole = np.concatenate(pieces) if pieces else np.empty(0, dtype)
+    (whole,) = converted([values.reshape(-1)], elem_type, f"constant {tensor.name}", notes)
     return numpy_helper.from_array(whole.reshape(values.shape), tensor.name)
