@@ -75,7 +75,7 @@ def test_an_engine_whose_weights_are_streamed(work, tensorrt):
 
 
 def test_weights_that_cannot_be_streamed(built):
-    with pytest.raises(UsageError, match=r"--weight-streaming \[no-streaming\]"):
+    with pytest.raises(UsageError, match=r"weight_streaming \[no-streaming\]"):
         Engine(built.out / "engine.plan", weight_bytes=0)
 
 
