@@ -55,7 +55,7 @@ def print_layers(found: Realized, console: Console, verbose: bool) -> None:
         )
     if found.layers:
         console.print(table)
-    console.print(Text(f"Source: {found.source}: {found.note}."))
+    console.print(Text(f"Source: {found.source}: {found.note}."), soft_wrap=True)
 
 
 def _alike(layers: Sequence[LayerPrecision]) -> list[list[LayerPrecision]]:
