@@ -15,7 +15,7 @@ import pytest
 
 from mmcompile.weights.hessian import _STRIP, BLOCK, factorize, hessian
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 UNIT_ROUNDOFF = 2.0**-24
 
 
