@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.kernel_tables import FigureTable
+from benchmarks.tables import FigureTable
 from mmcompile.cuda import timing
 from mmcompile.cuda.calls import (
     Constants,

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.kernel_run import Run, clocks_of, environment, open_run, state
-from benchmarks.kernel_tables import FigureTable
+from benchmarks.tables import FigureTable
 from mmcompile.cuda.calls import DeviceLayer
 from mmcompile.cuda.layers import MIXES, MXFP4, NVFP4, LayerShape, mixed_segments
 from mmcompile.cuda.timing import Timing

@@ -19,7 +19,7 @@ from research.outliers import (
 )
 from mmcompile.errors import UnsupportedModelError, UsageError, VerificationError
 from mmcompile.model.source import load_model
-from tests.compiling import run
+from tests.running import run
 from tests.models import K, N, matmul, model_of, small_model, transposed_weight, weight
 
 NORM_FED = {"llama": ("q+k+v_proj", "gate+up_proj"), "bert": ("query+key+value", "intermediate")}
